@@ -1,0 +1,106 @@
+"""What is asked: which examples must be forgotten, kept and compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from datasets import Dataset
+
+from expunge.errors import BadInput, Problem
+
+Scenario = Literal["examples", "class", "concept", "entity", "behaviour"]
+ROLES = ("forget", "retain", "holdout")
+
+
+def example_id(content: Mapping[str, Any]) -> str:
+    """Identify an example by what it says, so that ids never depend on order, file or loader.
+
+    Args:
+        content: the fields that make the example what it is (for language: prompt and answer, or messages).
+
+    Returns:
+        16 hexadecimal digits; equal content gives equal ids.
+    """
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode("utf-8"), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class DeletionRequest:
+    """A deletion request.
+
+    Every example set is a ``datasets.Dataset`` with a unique string column ``id``.
+
+    Attributes:
+        forget: the examples to delete; never empty.
+        retain: examples whose knowledge must stay, or None.
+        holdout: examples like the forget set that the model never saw, or None. The control where no oracle exists.
+        scenario: what kind of thing is to be forgotten; named by the user, never inferred.
+        known_fraction: for corrective requests, the share of the bad examples that ``forget`` names, in (0, 1].
+        name: a label for reports.
+
+    Raises:
+        BadInput: empty forget set, missing or duplicate ids, sets that overlap, or a value out of range.
+            All problems are in one error.
+    """
+
+    forget: Dataset
+    retain: Dataset | None = None
+    holdout: Dataset | None = None
+    scenario: Scenario = "examples"
+    known_fraction: float = 1.0
+    name: str = "request"
+    fingerprint: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise BadInput(problems)
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{self.scenario}|{self.known_fraction}".encode())
+        for role, examples in self.sets().items():
+            digest.update(f"|{role}|".encode())
+            for identity in sorted(examples["id"]):
+                digest.update(identity.encode())
+        object.__setattr__(self, "fingerprint", digest.hexdigest())
+
+    def sets(self) -> dict[str, Dataset]:
+        """Return the example sets that are present, by role."""
+        return {role: examples for role in ROLES if (examples := getattr(self, role)) is not None}
+
+    def _problems(self) -> Sequence[Problem]:
+        problems: list[Problem] = []
+        if self.scenario not in get_args(Scenario):
+            problems.append(
+                Problem("scenario", f"'{self.scenario}' is not a scenario", f"use one of {', '.join(get_args(Scenario))}")
+            )
+        if not 0.0 < self.known_fraction <= 1.0:
+            problems.append(Problem("known_fraction", f"is {self.known_fraction}", "give a number in (0, 1]"))
+        ids: dict[str, list[str]] = {}
+        for role, examples in self.sets().items():
+            if "id" not in examples.column_names:
+                problems.append(Problem(role, "has no column 'id'", "read it with expunge.data.read_examples"))
+                continue
+            ids[role] = list(examples["id"])
+            if not ids[role]:
+                problems.append(Problem(role, "is empty", "give at least one example, or leave the set out"))
+            repeated = len(ids[role]) - len(set(ids[role]))
+            if repeated:
+                problems.append(
+                    Problem(role, f"repeats {repeated} example(s)", "remove them, or read with duplicates='drop'")
+                )
+        for other in ("retain", "holdout"):
+            shared = set(ids.get("forget", ())) & set(ids.get(other, ()))
+            if shared:
+                problems.append(
+                    Problem(
+                        f"forget and {other}",
+                        f"share {len(shared)} example(s), such as {sorted(shared)[0]}",
+                        f"take them out of the {other} set",
+                    )
+                )
+        return problems
