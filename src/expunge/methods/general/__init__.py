@@ -1,0 +1,1 @@
+"""Methods for any task that has per-example losses."""

@@ -1,0 +1,1 @@
+"""What kind of model: everything that knows how a model is loaded, asked, trained on and saved."""

@@ -1,0 +1,77 @@
+"""The contract of a task: the one place that knows a kind of model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from expunge.tasks.cost import Cost
+from expunge.tasks.encoding import Encoded, Positions
+from expunge.tasks.statistics import Statistics
+
+
+class Task(ABC):
+    """A model together with what is needed to train, ask and save it.
+
+    General methods and audits talk to this and to nothing below it.
+
+    Class attributes:
+        kind: "causal_lm", and later "image_classifier", "regressor", ...
+    """
+
+    kind: ClassVar[str]
+    model: nn.Module
+    cost: Cost
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over the names and weights of the model."""
+        return self.model.named_parameters()
+
+    @abstractmethod
+    def encode(self, examples: Dataset) -> Encoded:
+        """Turn examples into model inputs, once."""
+
+    @abstractmethod
+    def statistics(
+        self, encoded: Encoded, *, positions: Positions = "answer", forward: nn.Module | None = None, hidden: bool = False
+    ) -> Statistics:
+        """Run one forward pass over a batch and return what objectives are formulas over; gradients flow."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Map rows of the head's input to logits with the given head weights."""
+
+    @abstractmethod
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return a detached copy of the output head's weights."""
+
+    @abstractmethod
+    def fresh(self, seed: int) -> Task:
+        """Return the same architecture with new random weights that depend on the seed alone."""
+
+    @abstractmethod
+    def copy(self) -> Task:
+        """Return an independent copy; changing one never changes the other."""
+
+    @abstractmethod
+    def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> None:
+        """Write the model so that the library it came from loads it; atomic."""
+
+    @abstractmethod
+    def wrap_lora(self, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str) -> None:
+        """Freeze the weights and add low-rank adapters to train instead."""
+
+    @abstractmethod
+    def merge_lora(self) -> None:
+        """Fold the adapters into the weights and drop them."""

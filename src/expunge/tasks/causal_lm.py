@@ -1,0 +1,468 @@
+"""Causal language models: any ``AutoModelForCausalLM`` with its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from expunge.errors import BadInput, Problem, UnsupportedModel
+from expunge.tasks.base import Task
+from expunge.tasks.cost import Cost
+from expunge.tasks.encoding import Batch, Encoded, Positions, Prompt, TextEncoder, collate, prompt_of
+from expunge.tasks.generation import greedy
+from expunge.tasks.statistics import Statistics
+from expunge.tasks.tokens import TokenScores
+
+ChatMode = Literal["auto", "always", "never"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# A forward pass for scoring takes up to this many padded tokens; the rows of logits are cut into chunks of this many
+# numbers. Both bound memory and leave results unchanged.
+SCORE_TOKENS = 4096
+LOGIT_CHUNK = 1 << 23
+
+
+class CausalLM(Task):
+    """A causal language model and its tokenizer.
+
+    Args:
+        model: a transformers model with an output head.
+        tokenizer: its tokenizer.
+        template: how prompt and answer are joined when no chat template is used.
+        chat: when the tokenizer's chat template is used, see ``TextEncoder``.
+        max_length: longest example in tokens; the model's own limit by default.
+        source: where the model came from, for reports.
+    """
+
+    kind: ClassVar[str] = "causal_lm"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str = "{prompt} {answer}",
+        chat: ChatMode = "auto",
+        max_length: int | None = None,
+        source: str = "",
+    ):
+        if getattr(model, "get_output_embeddings", lambda: None)() is None:
+            raise UnsupportedModel(
+                Problem(type(model).__name__, "has no output head over a vocabulary", "give an AutoModelForCausalLM")
+            )
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.encoder = TextEncoder(tokenizer, template=template, chat=chat, max_length=max_length or limit)
+        self.source = source
+        self.cost = Cost()
+        self._matmul_weights = _matmul_weights(model)
+        self._backward_factor = 0
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        template: str | None = None,
+        chat: ChatMode | None = None,
+        max_length: int | None = None,
+    ) -> CausalLM:
+        """Load a model and tokenizer from a folder or by hub name, from safetensors only and without remote code.
+
+        Template and chat mode that an earlier run stored beside the model are used unless given here.
+
+        Raises:
+            BadInput: no such model, unknown dtype or device, damaged or missing files, weights that are not safetensors.
+        """
+        if dtype not in DTYPES:
+            raise BadInput(Problem("dtype", f"'{dtype}' is not supported", f"use one of {', '.join(DTYPES)}"))
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise BadInput(Problem("device", f"'{device}' was asked for and no CUDA device is there", "use --device cpu"))
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except BadInput:
+            raise
+        except Exception as error:
+            fix = "give a folder with config.json, *.safetensors and tokenizer files, or the name of a model on the hub"
+            raise BadInput(Problem(f"model {path}", f"cannot be loaded: {_first_line(error)}", fix)) from error
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+        stored = _stored_settings(Path(path))
+        return cls(
+            model.to(device),
+            tokenizer,
+            template=template or stored.get("template", "{prompt} {answer}"),
+            chat=chat or stored.get("chat", "auto"),
+            max_length=max_length,
+            source=str(path),
+        )
+
+    def save(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
+        """Write model and tokenizer so that plain ``from_pretrained`` gives the same logits.
+
+        Everything is written to a neighbouring folder first and moved into place when complete.
+
+        Raises:
+            BadInput: the disk has not enough room.
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        free = shutil.disk_usage(folder.parent).free
+        if free < 1.05 * size + (1 << 20):
+            raise BadInput(
+                Problem(str(folder), f"needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", "free some space")
+            )
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            self.model.save_pretrained(scratch, safe_serialization=True)
+            self.tokenizer.save_pretrained(scratch)
+            settings = {"template": self.encoder.template, "chat": self.encoder.chat, **(metadata or {})}
+            (scratch / "expunge.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+            scratch.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(scratch, folder)
+        except OSError as error:
+            raise BadInput(Problem(str(folder), f"cannot be written: {error}", "check space and permissions")) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def fresh(self, seed: int) -> CausalLM:
+        """Return the same architecture with new random weights that depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(self._plain().config, trust_remote_code=False)
+        model.to(dtype=next(self.model.parameters()).dtype, device=self.device)
+        return self._like(model, f"fresh weights, seed {seed}")
+
+    def copy(self) -> CausalLM:
+        """Return an independent deep copy."""
+        return self._like(copy.deepcopy(self.model), self.source)
+
+    def _like(self, model: PreTrainedModel, source: str) -> CausalLM:
+        other = copy.copy(self)
+        other.model, other.source, other.cost = model, source, Cost()
+        return other
+
+    def _plain(self) -> Any:
+        """The transformers model itself, inside its adapters if there are any."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    # ---- adapters -------------------------------------------------------------------------------------------------
+
+    def wrap_lora(self, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str = "all-linear") -> None:
+        """Freeze the weights and add low-rank adapters (peft) to every linear layer, or to the named ones."""
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+        )
+        try:
+            self.model = get_peft_model(self.model, settings)
+        except ValueError as error:
+            raise BadInput(Problem("lora targets", _first_line(error), "name linear layers of this model")) from error
+
+    def merge_lora(self) -> None:
+        """Fold the adapters into the weights, so that what is saved is a plain model."""
+        if hasattr(self.model, "merge_and_unload"):
+            self.model = self.model.merge_and_unload()
+
+    # ---- one forward pass ------------------------------------------------------------------------------------------
+
+    def encode(self, examples: Dataset) -> Encoded:
+        """Tokenise a canonical example set; see ``TextEncoder.encode``."""
+        rows = examples.to_list()
+        return self.encoder.encode([(prompt_of(r), r["answer"]) for r in rows], [r["id"] for r in rows])
+
+    def encode_lengths(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[int, int]]:
+        """Return (prompt tokens, answer tokens) per pair, for checks before any compute."""
+        return self.encoder.encode_lengths(prompts, answers)
+
+    def statistics(
+        self,
+        encoded: Encoded,
+        *,
+        positions: Positions = "answer",
+        forward: nn.Module | None = None,
+        hidden: bool = False,
+    ) -> Statistics:
+        """Run one forward pass in which only the rows that are read go through the output head.
+
+        Args:
+            encoded: the batch.
+            positions: which rows are read.
+            forward: what to call instead of the model: the same model wrapped for several processes.
+            hidden: also return the rows of the head's input.
+
+        Returns:
+            Statistics with (R, V) float32 logits; gradients flow unless they are switched off.
+        """
+        batch = collate(encoded, self.encoder.pad_id, self.device, positions)
+        logits, rows = self._rows_of(batch, forward or self.model)
+        return Statistics(
+            logits=logits.float(),
+            targets=batch.targets,
+            example=batch.example,
+            counts=batch.counts,
+            ids=batch.ids,
+            hidden=rows if hidden else None,
+        )
+
+    def _rows_of(self, batch: Batch, forward: nn.Module) -> tuple[Tensor, Tensor]:
+        with head_rows(self.model.get_output_embeddings(), batch.rows) as seen:
+            output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        self._account(batch)
+        logits = output.logits
+        if len(seen) != 1:
+            raise UnsupportedModel(
+                Problem(
+                    type(self._plain()).__name__,
+                    f"called its output head {len(seen)} times in a forward pass",
+                    "Expunge needs a model whose get_output_embeddings() module is applied once",
+                )
+            )
+        return logits.reshape(-1, logits.shape[-1]), seen[0]
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return a detached copy of the output head's weights."""
+        head = self.model.get_output_embeddings()
+        return {name: value.detach().clone() for name, value in head.named_parameters()}
+
+    def head(self, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Map (R, H) rows of the head's input to (R, V) float32 logits, soft cap and scale of the model included."""
+        head = self.model.get_output_embeddings()
+        logits = torch.func.functional_call(head, weights, (hidden,)).float()
+        config = self._plain().config.get_text_config()
+        for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+            if isinstance(factor := getattr(config, name, None), int | float):
+                logits = logits * factor
+        if isinstance(divisor := getattr(config, "logits_scaling", None), int | float):  # Granite
+            logits = logits / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def _account(self, batch: Batch) -> None:
+        training = torch.is_grad_enabled()
+        width = batch.input_ids.shape[1]
+        padded = batch.input_ids.numel()
+        config = self._plain().config.get_text_config()
+        attention = 4 * padded * width * config.hidden_size * config.num_hidden_layers
+        head = 2 * self._matmul_weights["head"] * len(batch.rows)
+        flops = 2 * self._matmul_weights["body"] * padded + head + attention
+        self.cost.forwards += 1
+        self.cost.backwards += int(training)
+        self.cost.sequences += len(batch.ids)
+        self.cost.tokens += batch.real_tokens
+        self.cost.padded_tokens += padded
+        self.cost.flops += flops * (3 if training else 1)
+
+    # ---- what audits ask -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the mode before is restored, also after an error."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.cost.measured():
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[TokenScores]:
+        """Score answers in one teacher-forced pass, batched by length.
+
+        Args:
+            pairs: (prompt, answer).
+
+        Returns:
+            Per pair, in order, the per-token statistics that all log-likelihood metrics are functions of.
+        """
+        if not pairs:
+            return []
+        encoded = self.encoder.encode(pairs)
+        out: list[TokenScores | None] = [None] * len(pairs)
+        with self.asked():
+            for indices in length_batches([encoded.length(i) for i in range(len(encoded))], SCORE_TOKENS):
+                batch = collate(encoded.take(indices), self.encoder.pad_id, self.device)
+                logits, _ = self._rows_of(batch, self.model)
+                columns = token_statistics(logits, batch.targets)
+                bounds = np.cumsum([0, *batch.counts.tolist()])
+                for k, index in enumerate(indices):
+                    rows = slice(bounds[k], bounds[k + 1])
+                    out[index] = TokenScores(
+                        log_prob=columns[0][rows],
+                        mean_log_prob=columns[1][rows],
+                        var_log_prob=columns[2][rows],
+                        hit=columns[3][rows].astype(bool),
+                        ends_with_eos=int(encoded.tokens[index][-1]) == self.encoder.eos_id,
+                        text=pairs[index][1],
+                    )
+        return [scores for scores in out if scores is not None]
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: Sequence[int]) -> list[str]:
+        """Continue prompts greedily; each row stops at the end of sequence or at its own limit.
+
+        Args:
+            prompts: what to continue.
+            max_new_tokens: per prompt, the most new tokens.
+
+        Returns:
+            The new text per prompt, special tokens removed, stripped.
+        """
+        with self.asked():
+            rows = greedy(self, self.encoder.encode_prompts(prompts), list(max_new_tokens))
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
+
+    def answer_nll(self, pairs: Sequence[tuple[Prompt, str]]) -> Tensor:
+        """Return the answer NLL averaged over all tokens of the pairs, in nats; gradients flow."""
+        stats = self.statistics(self.encoder.encode(pairs))
+        return stats.nll.sum() / stats.counts.sum()
+
+    def gradient_norms(self, pairs: Sequence[tuple[Prompt, str]], order: float = 2.0) -> NDArray[np.float64]:
+        """Return per pair the p-norm of the gradient of its mean answer NLL, averaged over the parameter tensors.
+
+        One example at a time in evaluation mode, so that neither dropout nor the rest of a batch enters.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        norms = np.empty(len(pairs))
+        try:
+            with self.cost.measured():
+                for i, pair in enumerate(pairs):
+                    grads = torch.autograd.grad(self.answer_nll([pair]), parameters, allow_unused=True)
+                    norms[i] = float(torch.stack([g.float().norm(order) for g in grads if g is not None]).mean())
+        finally:
+            self.model.train(was_training)
+        return norms
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text, special tokens not counted."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@contextmanager
+def head_rows(head: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
+    """Let only some positions through an output head.
+
+    The (B, T, H) input of the head is replaced by its (1, R, H) rows, so the model's own code around the head (soft
+    caps, scales) runs unchanged on R rows instead of B * T.
+
+    Args:
+        head: the module that maps hidden states to logits.
+        rows: (R,) flat positions ``b * T + t``.
+
+    Yields:
+        A list that receives the (R, H) rows of each call.
+    """
+    seen: list[Tensor] = []
+
+    def select(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        hidden = args[0]
+        kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
+        seen.append(kept)
+        return (kept.unsqueeze(0), *args[1:]), kwargs
+
+    handle = head.register_forward_pre_hook(select, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def token_statistics(logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Reduce (R, V) logits to the four per-token numbers of ``TokenScores``.
+
+    Returns:
+        (4, R) float64: log-probability of the target, mean and variance of the log-probability, argmax hit.
+    """
+    pieces = []
+    step = max(1, LOGIT_CHUNK // logits.shape[-1])
+    for start in range(0, len(targets), step):
+        log_probs = torch.log_softmax(logits[start : start + step].float(), dim=-1)
+        target = targets[start : start + step, None]
+        probs = log_probs.exp()
+        weighted = probs * log_probs.clamp_min(torch.finfo(torch.float32).min)  # 0 * -inf must stay 0
+        mean = weighted.sum(-1)
+        variance = (weighted * log_probs.clamp_min(torch.finfo(torch.float32).min)).sum(-1) - mean.square()
+        hit = log_probs.argmax(-1) == target[:, 0]
+        chosen = log_probs.gather(-1, target)[:, 0]
+        pieces.append(torch.stack([chosen, mean, variance, hit.float()]).double().cpu())
+    return torch.cat(pieces, dim=1).numpy() if pieces else np.empty((4, 0))
+
+
+def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Group examples of similar length into batches of at most ``tokens`` padded tokens, longest first."""
+    batches: list[list[int]] = []
+    current: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if current and (len(current) + 1) * lengths[current[0]] > tokens:
+            batches.append(current)
+            current = []
+        current.append(index)
+    return [*batches, current] if current else batches
+
+
+def _matmul_weights(model: PreTrainedModel) -> dict[str, float]:
+    """Count the weights that take part in matrix products per token, in the body and in the head."""
+    head = sum(p.numel() for p in model.get_output_embeddings().parameters())
+    config = model.config.get_text_config()
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    active = getattr(config, "num_experts_per_tok", None)
+    share = active / experts if experts and active else 1.0
+    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+    embeddings |= {id(p) for p in model.get_output_embeddings().parameters()}
+    body = 0.0
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or id(parameter) in embeddings:
+            continue
+        body += parameter.numel() * (share if "expert" in name and "shared" not in name else 1.0)
+    return {"body": body, "head": float(head)}
+
+
+def _stored_settings(folder: Path) -> Mapping[str, Any]:
+    file = folder / "expunge.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(Problem(str(file), f"is not valid JSON: {error}", "delete it or write the model again")) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def config_of(path: str | Path) -> Any:
+    """Read a model's configuration without its weights."""
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)

@@ -1,0 +1,264 @@
+"""From text to tokens, once: where the answer starts, what is trained, how a batch is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from expunge.errors import BadInput, Problem
+from expunge.tasks.statistics import IGNORED
+
+Prompt = str | Sequence[Mapping[str, str]]
+Positions = Literal["answer", "attended", "all"]
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """Return what the model is asked in an example row: its chat turns if it has any, else the prompt text."""
+    messages = row.get("messages")
+    return messages if messages else row["prompt"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised examples.
+
+    Attributes:
+        ids: example ids.
+        tokens: per example, (T,) int64 token ids, end of sequence included.
+        starts: per example, index of the first answer token; at least 1, because the first token is never predicted.
+    """
+
+    ids: Sequence[str]
+    tokens: Sequence[NDArray[np.int64]]
+    starts: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def length(self, index: int) -> int:
+        """Number of tokens of an example."""
+        return len(self.tokens[index])
+
+    def labelled(self, index: int) -> int:
+        """Number of trained answer tokens of an example."""
+        return len(self.tokens[index]) - self.starts[index]
+
+    def take(self, indices: Sequence[int]) -> Encoded:
+        """Return the examples at these indices, in this order."""
+        return Encoded(
+            [self.ids[i] for i in indices], [self.tokens[i] for i in indices], [self.starts[i] for i in indices]
+        )
+
+    def __add__(self, other: Encoded) -> Encoded:
+        return Encoded(
+            [*self.ids, *other.ids], [*self.tokens, *other.tokens], [*self.starts, *other.starts]
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A right-padded batch and the rows of it that are read.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        attention_mask: (B, T) int64, or None where causality alone already hides the padding from every row read.
+        rows: (R,) int64, flat positions ``b * T + t`` whose prediction is read.
+        targets: (R,) int64, the token at ``t + 1``, or -100 where it is not an answer token.
+        example: (R,) int64.
+        counts: (B,) int64, labelled rows per example.
+        ids: example ids.
+        real_tokens: tokens that are not padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    rows: Tensor
+    targets: Tensor
+    example: Tensor
+    counts: Tensor
+    ids: Sequence[str]
+    real_tokens: int
+
+
+def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Positions = "answer") -> Batch:
+    """Lay examples out as one right-padded batch.
+
+    Padding is known from lengths, never from token ids, so an end-of-sequence token that doubles as padding is safe.
+
+    Args:
+        encoded: the examples of the batch.
+        pad_id: token to fill with.
+        device: where the tensors go.
+        positions: which rows are read: those that predict an answer token, all real tokens, or all B * T positions
+            (the last two only for KL terms that are defined that way).
+    """
+    lengths = [len(tokens) for tokens in encoded.tokens]
+    width = max(lengths)
+    grid = np.full((len(encoded), width), pad_id, dtype=np.int64)
+    for b, tokens in enumerate(encoded.tokens):
+        grid[b, : lengths[b]] = tokens
+    rows, targets, example = [], [], []
+    for b, (tokens, start) in enumerate(zip(encoded.tokens, encoded.starts, strict=True)):
+        first, last = {"answer": (start - 1, lengths[b] - 1), "attended": (0, lengths[b]), "all": (0, width)}[positions]
+        rows.append(np.arange(first, last) + b * width)
+        target = np.full(last - first, IGNORED, dtype=np.int64)
+        target[start - 1 - first : lengths[b] - 1 - first] = tokens[start:]
+        targets.append(target)
+        example.append(np.full(last - first, b, dtype=np.int64))
+    mask = None
+    if positions == "all" and min(lengths) < width:
+        mask = torch.from_numpy((np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)).to(device)
+    return Batch(
+        input_ids=torch.from_numpy(grid).to(device),
+        attention_mask=mask,
+        rows=torch.from_numpy(np.concatenate(rows)).to(device),
+        targets=torch.from_numpy(np.concatenate(targets)).to(device),
+        example=torch.from_numpy(np.concatenate(example)).to(device),
+        counts=torch.tensor([encoded.labelled(b) for b in range(len(encoded))], device=device),
+        ids=encoded.ids,
+        real_tokens=sum(lengths),
+    )
+
+
+class TextEncoder:
+    """Turns (prompt, answer) pairs into tokens, and prompts into what a model is asked to continue.
+
+    Args:
+        tokenizer: any transformers tokenizer.
+        template: how prompt and answer are joined when no chat template is used; ``{answer}`` comes last.
+        chat: "auto" uses the tokenizer's chat template if it has one, "always" insists on it, "never" ignores it.
+            Examples given as chat messages always need it.
+        max_length: longer examples are cut at the end; None for no limit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str = "{prompt} {answer}",
+        chat: Literal["auto", "always", "never"] = "auto",
+        max_length: int | None = None,
+    ):
+        if "{prompt}" not in template or not template.endswith("{answer}"):
+            raise BadInput(Problem("template", f"is {template!r}", "name {prompt} and end with {answer}"))
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if chat == "always" and not has_template:
+            raise BadInput(Problem("chat", "the tokenizer has no chat template", "use chat=never or set one"))
+        self.tokenizer, self.template, self.chat, self.max_length = tokenizer, template, chat, max_length
+        self.uses_chat = has_template and chat != "never"
+        if tokenizer.eos_token_id is None:
+            raise BadInput(Problem("tokenizer", "has no end-of-sequence token", "set tokenizer.eos_token"))
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+
+    def render(self, prompt: Prompt, answer: str) -> tuple[str, int, bool]:
+        """Return the full text, the character where the answer starts, and whether a chat template made it."""
+        if not isinstance(prompt, str) or (self.uses_chat and prompt):
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise BadInput(Problem("messages", "the tokenizer has no chat template", "give prompt and answer columns"))
+            full = self._chat([*messages, {"role": "assistant", "content": answer}], generation=False).rstrip()
+            asked = self._chat(messages, generation=True)
+            start = len(asked) if full.startswith(asked) else full.rfind(answer.strip())
+            return full, start, True
+        if not prompt:
+            return answer, 0, False
+        head = self._head(prompt, answer)
+        return head + answer, len(head), False
+
+    def _head(self, prompt: str, answer: str) -> str:
+        head = self.template.removesuffix("{answer}").replace("{prompt}", prompt)
+        # Text that already carries its own separator (prompt/completion files) is joined as it is.
+        if self.template == "{prompt} {answer}" and (prompt[-1:].isspace() or answer[:1].isspace()):
+            return prompt
+        return head
+
+    def _chat(self, messages: list[dict[str, str]], *, generation: bool) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+
+    def encode(self, pairs: Sequence[tuple[Prompt, str]], ids: Sequence[str] | None = None) -> Encoded:
+        """Tokenise pairs.
+
+        The answer starts at the first token that reaches past the prompt's last character, found by character
+        offsets; a tokenizer without offsets falls back to tokenising the prompt alone. An end-of-sequence token is
+        appended and is a label.
+
+        Args:
+            pairs: (prompt, answer); an empty prompt means raw text, trained from its second token.
+            ids: one id per pair; numbered if left out.
+
+        Raises:
+            BadInput: an answer that has no token to train on; every such example is named.
+        """
+        names = [str(i) for i in range(len(pairs))] if ids is None else list(ids)
+        tokens, starts, problems = [], [], []
+        rendered = [self.render(prompt, answer) for prompt, answer in pairs]
+        for name, (full, start, _), row in zip(names, rendered, self._tokenise(rendered), strict=True):
+            encoded, first = row
+            if not encoded or encoded[-1] != self.eos_id:
+                encoded = [*encoded, self.eos_id]
+            encoded = encoded[: self.max_length]
+            first = max(first, 1)
+            # A prompt that fills the context, or an answer of nothing, leaves only the end of sequence.
+            if len(encoded) - first < 1 or not full[start:].strip():
+                why = "its prompt fills the whole context" if len(encoded) <= first else "its answer has no tokens"
+                problems.append(Problem(f"example {name}", why, "shorten the prompt, raise max_length or drop it"))
+            tokens.append(np.asarray(encoded, dtype=np.int64))
+            starts.append(first)
+        if problems:
+            raise BadInput(problems)
+        return Encoded(names, tokens, starts)
+
+    def _tokenise(self, rendered: Sequence[tuple[str, int, bool]]) -> list[tuple[list[int], int]]:
+        out: list[tuple[list[int], int] | None] = [None] * len(rendered)
+        for from_chat in (False, True):
+            where = [i for i, r in enumerate(rendered) if r[2] is from_chat]
+            if not where:
+                continue
+            # A rendered chat already holds its special tokens.
+            options = {"add_special_tokens": not from_chat, "return_attention_mask": False}
+            texts = [rendered[i][0] for i in where]
+            if self.tokenizer.is_fast:
+                both = self.tokenizer(texts, return_offsets_mapping=True, **options)
+                for i, row, offsets in zip(where, both["input_ids"], both["offset_mapping"], strict=True):
+                    start = rendered[i][1]
+                    first = next((t for t, (a, b) in enumerate(offsets) if b > start and b > a), len(row))
+                    out[i] = (list(row), first)
+            else:
+                rows = self.tokenizer(texts, **options)["input_ids"]
+                heads = self.tokenizer([rendered[i][0][: rendered[i][1]] or " " for i in where], **options)["input_ids"]
+                for i, row, head in zip(where, rows, heads, strict=True):
+                    out[i] = (list(row), len(head) if rendered[i][1] else 0)
+        return [o for o in out if o is not None]
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Tokenise what the model is asked to continue, without an answer.
+
+        A trailing space is cut because the tokenizers of today attach it to the first word of the answer.
+        """
+        out = []
+        for prompt in prompts:
+            if not isinstance(prompt, str) or (self.uses_chat and prompt):
+                messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+                row = self.tokenizer(self._chat(messages, generation=True), add_special_tokens=False)["input_ids"]
+            else:
+                row = self.tokenizer(self._head(prompt, "x").rstrip(" ") if prompt else "")["input_ids"]
+            if row and row[-1] == self.eos_id and len(row) > 1:
+                row = row[:-1]  # some tokenizers close every text; a prompt must stay open
+            out.append(list(row) or [self.tokenizer.bos_token_id or self.eos_id])
+        return out
+
+    def encode_lengths(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[int, int]]:
+        """Return (prompt tokens, answer tokens) per pair before any cutting; the end of sequence is not counted."""
+        rendered = [self.render(p, a) for p, a in zip(prompts, answers, strict=True)]
+        return [
+            (first, len(row) - first if full[start:].strip() else 0)
+            for (full, start, _), (row, first) in zip(rendered, self._tokenise(rendered), strict=True)
+        ]

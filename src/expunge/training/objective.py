@@ -1,0 +1,150 @@
+"""Objectives as lists of weighted terms over shared statistics, with explicit reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from expunge.tasks.encoding import Positions
+from expunge.tasks.statistics import Statistics
+
+Reduction = Literal["token_mean", "row_mean", "sequence_mean", "sequence_sum", "example_mean"]
+Reference = Literal["none", "sequence_nll", "rows"]
+Stream = Literal["forget", "retain"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of an objective.
+
+    Attributes:
+        name: what it is called in logs.
+        streams: the example streams it reads. Terms that share a stream share its forward pass.
+        values: maps the statistics of those streams to one value per row (R,) or per example (B,).
+        reduction: how values become the batch's number. B and R count the whole optimiser step, never a micro-batch:
+
+            - "token_mean": values per row, summed, divided by the labelled rows of the step.
+            - "row_mean": values per row, summed, divided by all rows that were read (KL over padded positions).
+            - "sequence_mean": values per row, averaged over each example's rows, then over examples.
+            - "sequence_sum": values per row, summed over each example's rows, averaged over examples.
+            - "example_mean": values per example, averaged over examples.
+        weight: factor; a term of weight 0 is never evaluated and its streams are not read for it.
+        reference: what it needs of the model before unlearning: nothing, the summed answer NLL per example, or the
+            logits at the rows.
+        positions: which rows of its streams are read.
+    """
+
+    name: str
+    streams: tuple[Stream, ...]
+    values: Callable[..., Tensor]
+    reduction: Reduction
+    weight: float = 1.0
+    reference: Reference = "none"
+    positions: Positions = "answer"
+
+    def partial_sum(self, statistics: Sequence[Statistics]) -> Tensor:
+        """Return the un-normalised sum over a micro-batch; sums of micro-batches add up to the whole step's."""
+        values = self.values(*statistics)
+        if self.reduction == "sequence_mean":
+            return (statistics[0].per_example(values) / statistics[0].counts).sum()
+        return values.sum()
+
+    def divisor(self, examples: int, labelled: int, rows: int) -> int:
+        """Return what the step's sum is divided by, given the sizes of the term's first stream in the whole step."""
+        if self.reduction == "token_mean":
+            return labelled
+        return rows if self.reduction == "row_mean" else examples
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of terms to be minimised.
+
+    Attributes:
+        terms: the summands.
+        anchor: the stream whose passes count as epochs; the other streams supply partners for its examples.
+    """
+
+    terms: tuple[Term, ...]
+    anchor: Stream = "forget"
+
+    def active(self) -> tuple[Term, ...]:
+        """Terms that are evaluated: those with a weight other than zero."""
+        return tuple(term for term in self.terms if term.weight != 0)
+
+    def streams(self) -> tuple[Stream, ...]:
+        """Streams that are read, the anchor first."""
+        read = {stream for term in self.active() for stream in term.streams} | {self.anchor}
+        order: tuple[Stream, ...] = ("forget", "retain")
+        return (self.anchor, *(s for s in order if s in read and s != self.anchor))
+
+    def reference(self, stream: Stream) -> Reference:
+        """The most that any active term needs of the reference model on a stream."""
+        needs = {term.reference for term in self.active() if stream in term.streams}
+        return "rows" if "rows" in needs else "sequence_nll" if "sequence_nll" in needs else "none"
+
+    def positions(self, stream: Stream) -> Positions:
+        """The widest set of rows that any active term reads on a stream."""
+        wanted = {term.positions for term in self.active() if stream in term.streams}
+        return "all" if "all" in wanted else "attended" if "attended" in wanted else "answer"
+
+    def components(self) -> list[tuple[tuple[Stream, ...], tuple[Term, ...]]]:
+        """Group streams that some term couples; each group needs its graphs alive together, groups do not."""
+        groups: list[set[Stream]] = []
+        for stream in self.streams():
+            if any(stream in term.streams for term in self.active()):
+                groups.append({stream})
+        for term in self.active():
+            touched = [g for g in groups if g & set(term.streams)]
+            merged: set[Stream] = set().union(*touched)
+            groups = [g for g in groups if g not in touched] + [merged]
+        ordered = [tuple(s for s in self.streams() if s in g) for g in groups]
+        ordered.sort(key=lambda g: self.streams().index(g[0]))
+        return [(g, tuple(t for t in self.active() if set(t.streams) <= set(g))) for g in ordered]
+
+
+def nll(statistics: Statistics) -> Tensor:
+    """(R,) negative log-likelihood of the answer tokens."""
+    return statistics.nll
+
+
+def negative_nll(statistics: Statistics) -> Tensor:
+    """(R,) log-likelihood of the answer tokens: minimising it is gradient ascent on the loss."""
+    return -statistics.nll
+
+
+class _RowKL(torch.autograd.Function):
+    """Forward KL per row with the closed-form gradient ``softmax(student) - softmax(reference)``.
+
+    Keeps two (R, V) tensors instead of the five that composing log-softmax, exp and products would keep alive.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, student: Tensor, reference: Tensor) -> Tensor:
+        log_student = torch.log_softmax(student, dim=-1)
+        log_reference = torch.log_softmax(reference, dim=-1)
+        probs = log_reference.exp()
+        divergence = torch.einsum("rv,rv->r", probs, log_reference.sub_(log_student))
+        ctx.save_for_backward(log_student, probs)
+        return divergence
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        log_student, probs = ctx.saved_tensors  # type: ignore[attr-defined]
+        return torch.exp(log_student).sub_(probs).mul_(grads[0][:, None]), None
+
+
+def row_kl(student_logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """(R,) forward KL(reference || student) in nats from (R, V) logits; the gradient reaches the student only."""
+    divergence: Tensor = _RowKL.apply(student_logits, reference_logits)
+    return divergence
+
+
+def kl_to_reference(statistics: Statistics) -> Tensor:
+    """(R,) forward KL(reference || model) at each row, in nats."""
+    assert statistics.reference_logits is not None
+    return row_kl(statistics.logits, statistics.reference_logits)

@@ -1,0 +1,125 @@
+"""Which examples meet in which step: a pure function of seed, epoch and example ids.
+
+Order of files, workers, processes and a resumed run cannot change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from expunge.tasks.encoding import Encoded
+from expunge.training.objective import Stream
+
+# A window of this many batches is sorted by length before it is cut into batches.
+WINDOW = 8
+
+
+def draw(*key: object) -> int:
+    """Return a 64-bit number that depends on the key alone."""
+    text = "\x1f".join(str(part) for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: for each stream, the indices of its examples."""
+
+    number: int
+    epoch: int
+    examples: Mapping[Stream, Sequence[int]]
+
+
+def epoch_batches(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Cut one epoch into batches of similar length.
+
+    Examples are shuffled by a hash of (seed, epoch, id); windows of eight batches are sorted by length and cut; the
+    batches are shuffled again.
+    """
+    shuffled = sorted(range(len(encoded)), key=lambda i: (draw(seed, epoch, encoded.ids[i]), encoded.ids[i]))
+    batches: list[list[int]] = []
+    window = WINDOW * batch_size
+    for start in range(0, len(shuffled), window):
+        part = sorted(shuffled[start : start + window], key=lambda i: (encoded.length(i), encoded.ids[i]))
+        batches += [part[k : k + batch_size] for k in range(0, len(part), batch_size)]
+    return sorted(batches, key=lambda batch: draw(seed, epoch, "batch", encoded.ids[batch[0]]))
+
+
+def partners(anchor: Encoded, batch: Sequence[int], pool: Encoded, seed: int, epoch: int) -> list[int]:
+    """Draw for every anchor example one partner, uniformly with replacement, by (seed, epoch, anchor id).
+
+    The pool is addressed in the order of its ids, so the order in which it was read does not matter.
+    """
+    ranked = sorted(range(len(pool)), key=lambda i: pool.ids[i])
+    return [ranked[draw(seed, epoch, anchor.ids[i], "partner") % len(ranked)] for i in batch]
+
+
+class Plan:
+    """All steps of a run.
+
+    Args:
+        streams: the encoded examples, the anchor among them.
+        anchor: the stream that is passed over once per epoch.
+        batch_size: anchor examples per step.
+        epochs: passes.
+        max_steps: cut the run after this many steps.
+        seed: of the shuffles and partners.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[Stream, Encoded],
+        anchor: Stream,
+        *,
+        batch_size: int,
+        epochs: int,
+        max_steps: int | None,
+        seed: int,
+    ):
+        self.streams, self.anchor, self.seed, self.batch_size = streams, anchor, seed, batch_size
+        self.steps_per_epoch = math.ceil(len(streams[anchor]) / batch_size)
+        self.total = min(epochs * self.steps_per_epoch, max_steps or 10**12)
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def step(self, number: int) -> Step:
+        """Return step ``number``, counted from 0."""
+        epoch, position = divmod(number, self.steps_per_epoch)
+        anchor = self.streams[self.anchor]
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_batches(anchor, self.batch_size, self.seed, epoch))
+        batch = self._epoch[1][position]
+        examples: dict[Stream, Sequence[int]] = {self.anchor: batch}
+        for name, pool in self.streams.items():
+            if name != self.anchor:
+                examples[name] = partners(anchor, batch, pool, self.seed, epoch)
+        return Step(number, epoch, examples)
+
+
+def micro_batches(lengths: Sequence[int], rank: int, world: int, size: int | None) -> list[list[int]]:
+    """Deal the positions of a step to a process and cut its share into micro-batches of similar length.
+
+    Every process gets the same number of micro-batches, some of them possibly empty, because collective operations
+    must match.
+
+    Args:
+        lengths: tokens at each position of the step (the longest of its streams where several share a forward).
+        rank, world: this process and how many there are.
+        size: examples per micro-batch; all of the share if None.
+    """
+    ordered = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    size = size or math.ceil(len(ordered) / world)
+    count = math.ceil(len(ordered) / (world * size))
+    mine = ordered[rank::world]
+    return [mine[k * size : (k + 1) * size] for k in range(count)]
+
+
+def learning_rate_factor(step: int, total: int, warmup_steps: int, schedule: str) -> float:
+    """Return the factor on the peak learning rate at a step (0-based)."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0 - progress

@@ -1,0 +1,166 @@
+"""Small audits during training: is it forgotten yet, and what did that cost?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from expunge.tasks.base import Task
+from expunge.tasks.causal_lm import SCORE_TOKENS, length_batches
+from expunge.tasks.encoding import Encoded
+from expunge.training.plan import draw
+from expunge.training.settings import StopSettings
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ProbePoint:
+    """What a probe saw at one step; NLLs are means over examples of the nats per answer token.
+
+    Attributes:
+        step: optimiser steps done.
+        forget_nll, retain_nll, holdout_nll: None where the request has no such set.
+        forget_probability, retain_probability: means of exp(-NLL) per example.
+    """
+
+    step: int
+    forget_nll: float | None = None
+    retain_nll: float | None = None
+    holdout_nll: float | None = None
+    forget_probability: float | None = None
+    retain_probability: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the point as plain numbers."""
+        return asdict(self)
+
+
+class Probe:
+    """Measures the same seeded subset of each example set whenever asked, and judges the rules of ``StopSettings``.
+
+    Args:
+        sets: encoded example sets by role.
+        settings: subset size, targets, ceiling, which checkpoint to keep.
+        seed: of the subset.
+        oracle: a model retrained without the forget set, for the target "oracle".
+        vocabulary: size of the vocabulary; a retain NLL above its logarithm is a collapse.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, Encoded],
+        settings: StopSettings,
+        seed: int,
+        oracle: Task | None = None,
+        vocabulary: int | None = None,
+    ):
+        self.settings = settings
+        self.sets = {role: _subset(encoded, settings.probe_size, seed) for role, encoded in sets.items()}
+        self.points: list[ProbePoint] = []
+        self.ceiling = math.log(vocabulary) if vocabulary else math.inf
+        self.target: float | None = None
+        if isinstance(settings.forget_target, float | int):
+            self.target = float(settings.forget_target)
+        elif settings.forget_target == "oracle" and oracle is not None:
+            self.target = measure(oracle, {"forget": self.sets["forget"]})["forget"][0]
+
+    def look(self, task: Task, step: int, rank: int = 0, world: int = 1, reduce: Reduce | None = None) -> ProbePoint:
+        """Measure the model after ``step`` steps and remember the point.
+
+        Args:
+            task: the model.
+            step: optimiser steps done.
+            rank, world, reduce: with several processes, each measures its share and ``reduce`` sums over processes.
+        """
+        found = measure(task, self.sets, rank, world, reduce)
+        empty = (None, None)
+        point = ProbePoint(
+            step,
+            forget_nll=found.get("forget", empty)[0],
+            retain_nll=found.get("retain", empty)[0],
+            holdout_nll=found.get("holdout", empty)[0],
+            forget_probability=found.get("forget", empty)[1],
+            retain_probability=found.get("retain", empty)[1],
+        )
+        self.points.append(point)
+        if self.settings.forget_target == "holdout" and self.target is None:
+            self.target = point.holdout_nll  # what the model says of data that it never saw, before unlearning
+        return point
+
+    def verdict(self) -> str | None:
+        """Return why training should stop after the newest point, or None."""
+        first, point = self.points[0], self.points[-1]
+        if any(v is not None and not math.isfinite(v) for v in (point.forget_nll, point.retain_nll)):
+            return "collapsed: the probe's loss is not finite"
+        if point.retain_nll is not None and first.retain_nll is not None:
+            if point.retain_nll > self.ceiling and first.retain_nll < self.ceiling:
+                return (
+                    f"collapsed: retained answers are less likely than random tokens (NLL {point.retain_nll:.2f} > ln V)"
+                )
+            allowed = self.settings.retain_ceiling
+            if allowed is not None and point.retain_nll > first.retain_nll + allowed:
+                return f"retain ceiling: NLL rose from {first.retain_nll:.3f} to {point.retain_nll:.3f} nats per token"
+        if self.target is not None and point.forget_nll is not None and point.forget_nll >= self.target:
+            return f"forget target reached: NLL {point.forget_nll:.3f} >= {self.target:.3f} nats per token"
+        return None
+
+    def distance(self, point: ProbePoint) -> float:
+        """How far a point is from the forget target, in nats; infinite where retained knowledge broke."""
+        first = self.points[0]
+        if point.forget_nll is None or not math.isfinite(point.forget_nll) or self.target is None:
+            return math.inf
+        allowed = self.settings.retain_ceiling
+        if point.retain_nll is not None and first.retain_nll is not None:
+            if not math.isfinite(point.retain_nll):
+                return math.inf
+            if allowed is not None and point.retain_nll > first.retain_nll + allowed:
+                return math.inf
+        return abs(point.forget_nll - self.target)
+
+
+def measure(
+    task: Task, sets: Mapping[str, Encoded], rank: int = 0, world: int = 1, reduce: Reduce | None = None
+) -> dict[str, tuple[float, float]]:
+    """Return (mean answer NLL, mean answer probability) per set, in one pass over each example.
+
+    Args:
+        task: the model; it is read in evaluation mode and left in the mode it was in.
+        sets: encoded examples.
+        rank, world, reduce: see ``Probe.look``.
+    """
+    was_training = task.model.training
+    task.model.eval()
+    totals = torch.zeros(len(sets), 2, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            for row, encoded in enumerate(sets.values()):
+                batches = length_batches([encoded.length(i) for i in range(len(encoded))], SCORE_TOKENS // 2)
+                # Sharded weights need every process in every forward, so shares differ only in what is counted.
+                for number, batch in enumerate(batches):
+                    if reduce is not None and world > 1 and number % world != rank and not _is_sharded(task):
+                        continue
+                    mean = task.statistics(encoded.take(batch)).mean_nll.double()
+                    share = world if _is_sharded(task) else 1
+                    totals[row] += torch.stack([mean.sum(), (-mean).exp().sum()]).cpu() / share
+    finally:
+        task.model.train(was_training)
+    if reduce is not None:
+        totals = reduce(totals.to(task.device)).cpu()
+    return {
+        role: (float(totals[row, 0]) / len(encoded), float(totals[row, 1]) / len(encoded))
+        for row, (role, encoded) in enumerate(sets.items())
+    }
+
+
+def _is_sharded(task: Task) -> bool:
+    return any(hasattr(p, "full_tensor") for p in task.model.parameters())
+
+
+def _subset(encoded: Encoded, size: int, seed: int) -> Encoded:
+    chosen = sorted(range(len(encoded)), key=lambda i: (draw(seed, "probe", encoded.ids[i]), encoded.ids[i]))[:size]
+    return encoded.take(chosen)

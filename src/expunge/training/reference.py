@@ -1,0 +1,143 @@
+"""The model before unlearning, remembered instead of kept.
+
+What objectives need of it never changes during a run, so it is computed once: the summed answer NLL per example (4
+bytes), or the last hidden rows of the answer tokens, from which one product with a copy of the head gives the logits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.errors import BadInput, Problem
+from expunge.tasks.base import Task
+from expunge.tasks.causal_lm import SCORE_TOKENS, length_batches
+from expunge.tasks.encoding import Encoded
+from expunge.tasks.statistics import Statistics
+from expunge.training.objective import Objective, Stream
+
+log = logging.getLogger(__name__)
+
+
+class ReferenceModel:
+    """What is remembered of the model before unlearning.
+
+    Args:
+        task: the model, not yet trained.
+        objective: says what is needed, per stream.
+        encoded: the streams.
+        used: per stream, indices of the examples that this process will see.
+        cache: file to keep what was computed in, so that a resumed run reads the same numbers; None for memory only.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        objective: Objective,
+        encoded: Mapping[Stream, Encoded],
+        used: Mapping[Stream, Sequence[int]],
+        cache: Path | None = None,
+    ):
+        self.task = task
+        self.objective = objective
+        self.positions = {s: objective.positions(s) for s in encoded}
+        self.needs = {s: objective.reference(s) for s in encoded}
+        self.values: dict[str, Tensor] = {}
+        self.head: dict[str, Tensor] = {}
+        self.live: Any = None
+        if all(need == "none" for need in self.needs.values()):
+            return
+        if cache is not None and cache.is_file():
+            self._read(cache)
+            return
+        if any(self.needs[s] == "rows" and self.positions[s] == "all" for s in encoded):
+            # Padding rows depend on the batch they stand in: only a live model can give them.
+            self._keep_live()
+        else:
+            self._remember(encoded, used)
+        if cache is not None and self.live is None:
+            save_file({**self.values, **{f"head.{k}": v for k, v in self.head.items()}}, cache)
+
+    def _keep_live(self) -> None:
+        adapters = hasattr(self.task.model, "disable_adapter")
+        self.live = self.task if adapters else self.task.copy()
+        if not adapters:
+            self.live.model.requires_grad_(False)
+            self.live.model.eval()
+
+    def _remember(self, encoded: Mapping[Stream, Encoded], used: Mapping[Stream, Sequence[int]]) -> None:
+        task = self.task
+        task.model.eval()
+        off = task.model.disable_adapter() if hasattr(task.model, "disable_adapter") else nullcontext()
+        checked = False
+        with torch.no_grad(), off:
+            for stream, need in self.needs.items():
+                if need == "none":
+                    continue
+                examples = encoded[stream]
+                wanted = sorted(set(used[stream]))
+                for batch in length_batches([examples.length(i) for i in wanted], SCORE_TOKENS):
+                    part = examples.take([wanted[k] for k in batch])
+                    stats = task.statistics(part, positions=self.positions[stream], hidden=need == "rows")
+                    for identity, value in zip(part.ids, stats.sequence_nll, strict=True):
+                        self.values[f"nll.{stream}.{identity}"] = value.detach().clone()
+                    if need != "rows":
+                        continue
+                    assert stats.hidden is not None
+                    self.head = self.head or task.head_weights()
+                    if not checked and not self._head_agrees(stats):
+                        log.warning("the output head cannot be replayed on its own; keeping a copy of the whole model")
+                        self.values.clear()
+                        self._keep_live()
+                        return
+                    checked = True
+                    rows = torch.bincount(stats.example, minlength=len(part)).tolist()
+                    for identity, piece in zip(part.ids, stats.hidden.split(rows), strict=True):
+                        self.values[f"rows.{stream}.{identity}"] = piece.detach().clone()
+
+    def _head_agrees(self, stats: Statistics) -> bool:
+        assert stats.hidden is not None
+        replayed = self.task.head(stats.hidden, self.head)
+        return bool(torch.allclose(replayed, stats.logits, rtol=1e-3, atol=1e-3))
+
+    def _read(self, cache: Path) -> None:
+        try:
+            stored = load_file(cache, device=str(self.task.device))
+        except Exception as error:
+            fix = "delete it; it is computed anew"
+            raise BadInput(Problem(str(cache), f"is damaged: {error}", fix)) from error
+        self.head = {k.removeprefix("head."): v for k, v in stored.items() if k.startswith("head.")}
+        self.values = {k: v for k, v in stored.items() if not k.startswith("head.")}
+
+    def attach(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
+        """Give a batch's statistics what the objective needs of the reference model."""
+        need = self.needs[stream]
+        if need == "none":
+            return
+        if self.live is not None:
+            self._attach_live(stats, stream, batch)
+            return
+        stats.reference_nll = torch.stack([self.values[f"nll.{stream}.{i}"] for i in stats.ids]).to(stats.logits.device)
+        if need == "rows":
+            rows = torch.cat([self.values[f"rows.{stream}.{i}"] for i in stats.ids])
+            with torch.no_grad():
+                stats.reference_logits = self.task.head(rows, self.head)
+
+    def _attach_live(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
+        model = self.live.model
+        was_training = model.training
+        model.eval()
+        off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+        try:
+            with torch.no_grad(), off:
+                seen = self.live.statistics(batch, positions=self.positions[stream])
+        finally:
+            model.train(was_training)
+        stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits

@@ -1,0 +1,67 @@
+"""How to train: every knob of the loop, validated before work starts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+
+class Strict(BaseModel):
+    """Base of every settings object: unknown keys are errors, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StopSettings(Strict):
+    """When to stop, and which checkpoint to keep."""
+
+    every: int = Field(0, ge=0, description="audit a probe subset every N optimiser steps; 0 for never")
+    probe_size: PositiveInt = Field(64, description="examples of each set that a probe reads")
+    forget_target: Literal["none", "oracle", "holdout"] | float = Field(
+        "none", description="stop when the forget NLL reaches this level: the oracle's, the holdout's, or nats per token"
+    )
+    retain_ceiling: PositiveFloat | None = Field(
+        None, description="stop when the retain NLL has risen by more than this many nats per token"
+    )
+    keep: Literal["last", "closest"] = Field(
+        "last",
+        description="which probe to keep: the last one, or the one closest to the forget target within the retain ceiling",
+    )
+
+
+class LoraSettings(Strict):
+    """Train low-rank adapters instead of all weights."""
+
+    rank: PositiveInt = Field(8, description="rank of the adapters")
+    alpha: PositiveFloat = Field(16.0, description="scale; the adapter's product is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    targets: str | tuple[str, ...] = Field("all-linear", description="linear layers that get adapters")
+
+
+class TrainSettings(Strict):
+    """Settings of the training loop. Defaults are open-unlearning's for TOFU (configs/experiment/unlearn/tofu)."""
+
+    epochs: PositiveInt = Field(10, description="passes over the anchor set (the forget set, except for retraining)")
+    max_steps: PositiveInt | None = Field(None, description="stop after this many optimiser steps, whatever the epochs")
+    batch_size: PositiveInt = Field(32, description="anchor examples per optimiser step, over all processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="examples of each stream per forward and process; less needs less memory, results are the same"
+    )
+    learning_rate: PositiveFloat = Field(1e-5, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    warmup: float | Literal["epoch"] = Field("epoch", description="share of all steps that warm up, or one epoch")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after warm-up")
+    clip_norm: PositiveFloat | None = Field(1.0, description="clip the gradient of the trained weights to this norm")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with full-precision weights")
+    share_forward: Literal["auto", "always", "never"] = Field(
+        "auto", description="put forget and retain examples through one forward; auto: on a GPU, when padding stays low"
+    )
+    lora: LoraSettings | None = Field(None, description="train adapters instead of all weights")
+    sharding: Literal["none", "fully_shard"] = Field(
+        "none", description="split weights, gradients and optimiser state over the processes (torch fully_shard)"
+    )
+    checkpoint_every: int = Field(0, ge=0, description="write a resumable checkpoint every N steps; 0 for never")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="also log to these accelerate trackers")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    stop: StopSettings = StopSettings()
