@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from expunge.audits.intervals import (
+    auc,
+    auc_interval,
+    clopper_pearson,
+    harmonic_mean,
+    mean_interval,
+    paired_difference,
+    roc_curve,
+    statistic_interval,
+    tpr_at_fpr,
+)
+from expunge.errors import BadInput
+
+scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=12)
+numbers = st.lists(st.floats(-100, 100, allow_subnormal=False).map(lambda x: round(x, 3)), min_size=2, max_size=30)
+
+
+def coverage(draw, truth, times=400):
+    """Share of intervals that hold the truth; its standard error is about 0.011 at 400 draws."""
+    estimates = [draw() for _ in range(times)]
+    return np.mean([e.low <= truth <= e.high for e in estimates])
+
+
+# ---- mean
+
+
+def test_mean_of_nothing_is_no_value_and_of_one_has_no_interval():
+    empty, single = mean_interval([]), mean_interval([0.4])
+    assert empty.value is None
+    assert empty.low is None
+    assert empty.n == 0
+    assert empty.note
+    assert single.value == 0.4
+    assert single.low is None
+    assert single.high is None
+    assert single.n == 1
+    assert single.note
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_one_is_refused(bad):
+    with pytest.raises(BadInput, match="position 1"):
+        mean_interval([0.1, bad, 0.3])
+    with pytest.raises(BadInput, match="some-id"):
+        paired_difference({"a": 1.0, "some-id": bad}, {"a": 1.0, "some-id": 0.0})
+    with pytest.raises(BadInput):
+        auc([bad], [0.0])
+    with pytest.raises(BadInput):
+        statistic_interval({"x": [bad, 1.0]}, lambda parts: 0.0)
+
+
+@pytest.mark.parametrize(("n", "floor"), [(5, 0.91), (10, 0.925), (40, 0.925)])
+@pytest.mark.parametrize("family", ["normal", "skewed", "many zeros"])
+def test_interval_of_a_mean_covers_what_it_says(n, floor, family):
+    rng = np.random.default_rng(n)
+    draw, truth = {
+        "normal": (lambda: rng.normal(size=n), 0.0),
+        "skewed": (lambda: -rng.exponential(size=n), -1.0),
+        "many zeros": (lambda: rng.random(n) * (rng.random(n) < 0.4), 0.2),
+    }[family]
+    assert coverage(lambda: mean_interval(draw()), truth) >= floor - (0.05 if family != "normal" and n == 5 else 0)
+
+
+def test_interval_follows_the_level_and_approaches_normal_theory():
+    x = np.random.default_rng(0).normal(3, 2, 500)
+    wide, narrow = mean_interval(x, level=0.99), mean_interval(x, level=0.8)
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+    low, high = stats.t.interval(0.8, 499, x.mean(), x.std(ddof=1) / math.sqrt(500))
+    assert (narrow.low, narrow.high) == pytest.approx((low, high), abs=0.02)
+
+
+def test_blocks_of_resamples_and_large_samples_agree_with_normal_theory():
+    for n in (1500, 3000):
+        x = np.random.default_rng(n).exponential(size=n)
+        low, high = stats.t.interval(0.95, n - 1, x.mean(), x.std(ddof=1) / math.sqrt(n))
+        estimate = mean_interval(x)
+        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.006)
+
+
+def test_cluster_interval_covers_where_the_example_interval_does_not():
+    rng = np.random.default_rng(1)
+    groups = [str(g) for g in range(12) for _ in range(8)]
+
+    def values():
+        return np.repeat(rng.normal(size=12), 8) + 0.3 * rng.normal(size=96)
+
+    assert coverage(lambda: mean_interval(values(), groups), 0.0) >= 0.92
+    assert coverage(lambda: mean_interval(values()), 0.0) < 0.7
+    assert mean_interval(values(), groups).n == 12
+
+
+def test_few_groups_are_said_and_not_resampled():
+    estimate = mean_interval(np.arange(20.0), ["a", "b"] * 10)
+    assert estimate.n == 20
+    assert "2 group" in estimate.note
+
+
+def test_unequal_groups_keep_the_mean_over_examples():
+    groups = [str(i) for i in range(9)] + ["0"] * 11
+    assert mean_interval(np.arange(20.0), groups).value == pytest.approx(9.5)
+
+
+def test_proportion_gets_the_exact_interval():
+    estimate = mean_interval([0.0] * 10)
+    assert (estimate.low, estimate.high) == pytest.approx((0.0, 1 - 0.025**0.1))
+    assert clopper_pearson(3, 10) == pytest.approx((0.06674, 0.65245), abs=1e-5)
+
+
+def test_constant_values_do_not_pretend():
+    estimate = mean_interval([0.25] * 6)
+    assert estimate.low == estimate.high == estimate.value == 0.25
+    assert "equal" in estimate.note
+
+
+@given(numbers, st.integers(0, 3))
+def test_mean_interval_laws(values, seed):
+    estimate = mean_interval(values, seed=seed, resamples=200)
+    assert estimate.low <= estimate.value <= estimate.high
+    assert estimate == mean_interval(values, seed=seed, resamples=200)
+    bounded = mean_interval(values, seed=seed, resamples=200, bounds=(-100, 100))
+    assert bounded.low >= -100
+    assert bounded.high <= 100
+
+
+def test_global_randomness_is_left_alone():
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    mean_interval(np.arange(9.0))
+    assert np.array_equal(before, np.random.get_state()[1])
+
+
+# ---- paired difference
+
+
+def test_pairs_by_id_and_names_what_is_missing():
+    a, b = {"x": 1.0, "y": 5.0, "z": 2.0}, {"z": 1.0, "x": 1.0, "y": 2.0}
+    assert paired_difference(a, b).value == pytest.approx((0 + 3 + 1) / 3)
+    with pytest.raises(BadInput) as caught:
+        paired_difference({"x": 1.0, "left": 1.0}, {"x": 1.0, "right": 1.0})
+    assert "left" in str(caught.value)
+    assert "right" in str(caught.value)
+    assert len(caught.value.problems) == 2
+
+
+@given(st.permutations(range(8)))
+def test_order_of_ids_does_not_matter(order):
+    a = {str(i): float(i) for i in range(8)}
+    b = {str(i): math.sin(i) for i in range(8)}
+    assert paired_difference(a, {str(i): b[str(i)] for i in order}) == paired_difference(a, b)
+
+
+# ---- functions of several samples
+
+
+def test_harmonic_mean_by_hand_and_zero():
+    assert harmonic_mean({"a": [1.0, 1.0], "b": [0.4, 0.6]}).value == pytest.approx(2 / (1 / 1 + 1 / 0.5))
+    assert harmonic_mean({"a": [0.0, 0.0], "b": [0.5, 0.5]}).value == 0.0
+    assert harmonic_mean({"a": [], "b": [0.5]}).value is None
+    with pytest.raises(BadInput):
+        harmonic_mean({"a": [-1.0, 0.5], "b": [0.5, 0.5]})
+
+
+def test_samples_with_the_same_ids_are_resampled_together():
+    x = {str(i): float(i % 7) for i in range(50)}
+    opposite = {key: -value for key, value in reversed(x.items())}
+
+    def total(parts):
+        return float(sum(part.mean() for part in parts.values()))
+
+    paired = statistic_interval({"a": x, "b": opposite}, total, resamples=200)
+    loose = statistic_interval({"a": list(x.values()), "b": list(opposite.values())}, total, resamples=200)
+    assert paired.high - paired.low < 1e-9 < loose.high - loose.low
+
+
+def test_joint_interval_covers():
+    rng = np.random.default_rng(2)
+    truth = 2 / (1 / 0.5 + 1 / 0.25)
+
+    def draw():
+        return harmonic_mean({"a": rng.random(15), "b": rng.beta(1, 3, 20)}, resamples=300)
+
+    assert coverage(draw, truth, 250) >= 0.90
+
+
+# ---- ROC
+
+
+@given(scores, scores)
+def test_auc_is_the_pairwise_count(members, others):
+    by_hand = np.mean([(m > o) + 0.5 * (m == o) for m in members for o in others])
+    assert auc(members, others) == pytest.approx(by_hand)
+    assert auc(others, members) == pytest.approx(1 - by_hand)
+    assert auc([3 * m + 1 for m in members], [3 * o + 1 for o in others]) == pytest.approx(by_hand)
+
+
+@given(scores, scores)
+def test_area_under_the_curve_is_the_auc(members, others):
+    fpr, tpr = roc_curve(members, others)
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    assert np.all(np.diff(fpr) >= 0)
+    assert np.all(np.diff(tpr) >= 0)
+    assert np.trapezoid(tpr, fpr) == pytest.approx(auc(members, others))
+
+
+@given(scores, scores)
+def test_auc_interval_is_sane_and_mirrors(members, others):
+    assume(min(len(members), len(others)) > 1)
+    here, there = auc_interval(members, others), auc_interval(others, members)
+    assert 0 <= here.low <= here.value <= here.high <= 1
+    assert here.low < here.high
+    assert (here.low, here.high) == pytest.approx((1 - there.high, 1 - there.low), abs=1e-3)
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.99])
+def test_auc_interval_covers(truth):
+    rng = np.random.default_rng(4)
+    shift = math.sqrt(2) * stats.norm.ppf(truth)
+    assert coverage(lambda: auc_interval(rng.normal(shift, 1, 20), rng.normal(size=25)), truth) >= 0.92
+
+
+def test_auc_interval_matches_delong_by_hand():
+    rng = np.random.default_rng(5)
+    m, o = rng.normal(0.7, 1, 300), rng.normal(0, 1, 300)
+    placed = (m[:, None] > o[None]).astype(float)
+    error = math.sqrt(placed.mean(1).var(ddof=1) / 300 + placed.mean(0).var(ddof=1) / 300)
+    estimate = auc_interval(m, o)
+    assert (estimate.high - estimate.low) == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
+def test_auc_without_overlap_is_not_certain():
+    estimate = auc_interval(np.arange(10, 20), np.arange(10))
+    assert estimate.value == estimate.high == 1.0
+    assert 0.6 < estimate.low < 0.95
+    assert auc_interval([], [1.0]).value is None
+    assert auc_interval([2.0], [1.0]).low is None
+
+
+def test_grouped_auc_is_wider_for_correlated_groups():
+    rng = np.random.default_rng(6)
+    groups = [str(g) for g in range(10) for _ in range(10)]
+    m = np.repeat(rng.normal(0.5, 1, 10), 10)
+    o = rng.normal(size=100)
+    plain, grouped = auc_interval(m, o), auc_interval(m, o, member_groups=groups)
+    assert grouped.value == plain.value
+    assert grouped.n == 10
+    assert grouped.high - grouped.low > 1.5 * (plain.high - plain.low)
+
+
+def test_tpr_at_fpr_by_hand():
+    others = list(range(100))
+    members = [99.5, 98.5, 98.0, 50.0]
+    assert tpr_at_fpr(members, others, 0.01).value == 0.5  # one of 100 may exceed: threshold 98, ties not counted
+    assert tpr_at_fpr(members, others, 0.0).value == 0.25
+    assert tpr_at_fpr(members, others, 0.5).value == 1.0
+    assert tpr_at_fpr(members, others, 0.01).note == ""
+    low, high = clopper_pearson(2, 4)
+    assert (tpr_at_fpr(members, others, 0.01).low, tpr_at_fpr(members, others, 0.01).high) == (low, high)
+
+
+def test_a_rate_too_low_to_resolve_is_said():
+    estimate = tpr_at_fpr([5.0, 0.5], list(np.linspace(0, 1, 40)), 0.001)
+    assert estimate.value == 0.5
+    assert "0.025" in estimate.note
+    assert tpr_at_fpr([], [1.0], 0.1).value is None
+
+
+@settings(max_examples=50)
+@given(scores, scores, st.floats(0, 0.99), st.floats(0, 0.99))
+def test_tpr_grows_with_the_rate_allowed(members, others, one, other):
+    a, b = sorted((one, other))
+    assert tpr_at_fpr(members, others, a).value <= tpr_at_fpr(members, others, b).value
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(BadInput):
+        mean_interval([1.0, 2.0], level=1.0)
+    with pytest.raises(BadInput):
+        mean_interval([1.0, 2.0], groups=["a"])
+    with pytest.raises(BadInput):
+        tpr_at_fpr([1.0], [1.0], 1.0)
+    with pytest.raises(BadInput):
+        auc([], [1.0])
