@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from expunge.errors import BadInput
 
@@ -51,7 +51,7 @@ class Registry(Generic[T]):
                     continue
                 if identity in found:
                     raise RuntimeError(f"two {self.noun}s are called '{identity}': {found[identity]} and {candidate}")
-                found[identity] = candidate
+                found[identity] = cast("type[T]", candidate)
         return dict(sorted(found.items()))
 
     def names(self) -> list[str]:

@@ -26,17 +26,19 @@ class Task(ABC):
     """
 
     kind: ClassVar[str]
-    model: nn.Module
+    model: Any
     cost: Cost
+    source: str
 
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over the names and weights of the model."""
-        return self.model.named_parameters()
+        yield from self.model.named_parameters()
 
     @abstractmethod
     def encode(self, examples: Dataset) -> Encoded:
@@ -44,7 +46,12 @@ class Task(ABC):
 
     @abstractmethod
     def statistics(
-        self, encoded: Encoded, *, positions: Positions = "answer", forward: nn.Module | None = None, hidden: bool = False
+        self,
+        encoded: Encoded,
+        *,
+        positions: Positions = "answer",
+        forward: nn.Module | None = None,
+        hidden: bool = False,
     ) -> Statistics:
         """Run one forward pass over a batch and return what objectives are formulas over; gradients flow."""
 

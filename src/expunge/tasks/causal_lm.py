@@ -89,12 +89,14 @@ class CausalLM(Task):
         Template and chat mode that an earlier run stored beside the model are used unless given here.
 
         Raises:
-            BadInput: no such model, unknown dtype or device, damaged or missing files, weights that are not safetensors.
+            BadInput: no such model, unknown dtype or device, damaged files, weights that are not safetensors.
         """
         if dtype not in DTYPES:
             raise BadInput(Problem("dtype", f"'{dtype}' is not supported", f"use one of {', '.join(DTYPES)}"))
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise BadInput(Problem("device", f"'{device}' was asked for and no CUDA device is there", "use --device cpu"))
+            raise BadInput(
+                Problem("device", f"'{device}' was asked for and no CUDA device is there", "use --device cpu")
+            )
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()
         try:
@@ -146,7 +148,9 @@ class CausalLM(Task):
                 shutil.rmtree(folder)
             os.replace(scratch, folder)
         except OSError as error:
-            raise BadInput(Problem(str(folder), f"cannot be written: {error}", "check space and permissions")) from error
+            raise BadInput(
+                Problem(str(folder), f"cannot be written: {error}", "check space and permissions")
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -386,7 +390,9 @@ def head_rows(head: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
     """
     seen: list[Tensor] = []
 
-    def select(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def select(
+        _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         hidden = args[0]
         kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
         seen.append(kept)
@@ -456,7 +462,9 @@ def _stored_settings(folder: Path) -> Mapping[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(Problem(str(file), f"is not valid JSON: {error}", "delete it or write the model again")) from error
+        raise BadInput(
+            Problem(str(file), f"is not valid JSON: {error}", "delete it or write the model again")
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -57,9 +57,7 @@ class Encoded:
         )
 
     def __add__(self, other: Encoded) -> Encoded:
-        return Encoded(
-            [*self.ids, *other.ids], [*self.tokens, *other.tokens], [*self.starts, *other.starts]
-        )
+        return Encoded([*self.ids, *other.ids], [*self.tokens, *other.tokens], [*self.starts, *other.starts])
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,9 @@ class TextEncoder:
         if not isinstance(prompt, str) or (self.uses_chat and prompt):
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
             if not getattr(self.tokenizer, "chat_template", None):
-                raise BadInput(Problem("messages", "the tokenizer has no chat template", "give prompt and answer columns"))
+                raise BadInput(
+                    Problem("messages", "the tokenizer has no chat template", "give prompt and answer columns")
+                )
             full = self._chat([*messages, {"role": "assistant", "content": answer}], generation=False).rstrip()
             asked = self._chat(messages, generation=True)
             start = len(asked) if full.startswith(asked) else full.rfind(answer.strip())
@@ -246,7 +246,9 @@ class TextEncoder:
         out = []
         for prompt in prompts:
             if not isinstance(prompt, str) or (self.uses_chat and prompt):
-                messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+                messages = (
+                    [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+                )
                 row = self.tokenizer(self._chat(messages, generation=True), add_special_tokens=False)["input_ids"]
             else:
                 row = self.tokenizer(self._head(prompt, "x").rstrip(" ") if prompt else "")["input_ids"]

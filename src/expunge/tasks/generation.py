@@ -37,7 +37,9 @@ def greedy(task: CausalLM, prompts: list[list[int]], limits: list[int]) -> list[
     return out
 
 
-def _continue(task: CausalLM, rows: list[int], prompts: list[list[int]], limits: list[int], out: list[list[int]]) -> None:
+def _continue(
+    task: CausalLM, rows: list[int], prompts: list[list[int]], limits: list[int], out: list[list[int]]
+) -> None:
     model, device = task.model, task.device
     ends = _end_ids(task)
     width = max(len(prompts[i]) for i in rows)
@@ -51,7 +53,12 @@ def _continue(task: CausalLM, rows: list[int], prompts: list[list[int]], limits:
     living = list(rows)
     cache: Any = None
     while living:
-        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        inputs: dict[str, Any] = {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
         if "position_ids" in named:
             positions = (mask.cumsum(-1) - 1).clamp_min(0)
             inputs["position_ids"] = positions[:, -tokens.shape[1] :]

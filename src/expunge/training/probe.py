@@ -99,9 +99,7 @@ class Probe:
             return "collapsed: the probe's loss is not finite"
         if point.retain_nll is not None and first.retain_nll is not None:
             if point.retain_nll > self.ceiling and first.retain_nll < self.ceiling:
-                return (
-                    f"collapsed: retained answers are less likely than random tokens (NLL {point.retain_nll:.2f} > ln V)"
-                )
+                return f"collapsed: retained answers are less likely than random tokens (NLL {point.retain_nll:.1f})"
             allowed = self.settings.retain_ceiling
             if allowed is not None and point.retain_nll > first.retain_nll + allowed:
                 return f"retain ceiling: NLL rose from {first.retain_nll:.3f} to {point.retain_nll:.3f} nats per token"

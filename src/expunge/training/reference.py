@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class ReferenceModel:
     def _remember(self, encoded: Mapping[Stream, Encoded], used: Mapping[Stream, Sequence[int]]) -> None:
         task = self.task
         task.model.eval()
-        off = task.model.disable_adapter() if hasattr(task.model, "disable_adapter") else nullcontext()
+        off = _adapters_off(task.model)
         checked = False
         with torch.no_grad(), off:
             for stream, need in self.needs.items():
@@ -134,10 +134,13 @@ class ReferenceModel:
         model = self.live.model
         was_training = model.training
         model.eval()
-        off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
         try:
-            with torch.no_grad(), off:
+            with torch.no_grad(), _adapters_off(model):
                 seen = self.live.statistics(batch, positions=self.positions[stream])
         finally:
             model.train(was_training)
         stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits
+
+
+def _adapters_off(model: Any) -> AbstractContextManager[Any]:
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

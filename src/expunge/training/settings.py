@@ -19,14 +19,15 @@ class StopSettings(Strict):
     every: int = Field(0, ge=0, description="audit a probe subset every N optimiser steps; 0 for never")
     probe_size: PositiveInt = Field(64, description="examples of each set that a probe reads")
     forget_target: Literal["none", "oracle", "holdout"] | float = Field(
-        "none", description="stop when the forget NLL reaches this level: the oracle's, the holdout's, or nats per token"
+        "none",
+        description="stop when the forget NLL reaches this level: the oracle's, the holdout's, or nats per token",
     )
     retain_ceiling: PositiveFloat | None = Field(
         None, description="stop when the retain NLL has risen by more than this many nats per token"
     )
     keep: Literal["last", "closest"] = Field(
         "last",
-        description="which probe to keep: the last one, or the one closest to the forget target within the retain ceiling",
+        description="which probe to keep: the last, or the one closest to the forget target within the ceiling",
     )
 
 
@@ -46,7 +47,8 @@ class TrainSettings(Strict):
     max_steps: PositiveInt | None = Field(None, description="stop after this many optimiser steps, whatever the epochs")
     batch_size: PositiveInt = Field(32, description="anchor examples per optimiser step, over all processes")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="examples of each stream per forward and process; less needs less memory, results are the same"
+        None,
+        description="examples of each stream per forward and process; less needs less memory, results are the same",
     )
     learning_rate: PositiveFloat = Field(1e-5, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
@@ -62,6 +64,8 @@ class TrainSettings(Strict):
         "none", description="split weights, gradients and optimiser state over the processes (torch fully_shard)"
     )
     checkpoint_every: int = Field(0, ge=0, description="write a resumable checkpoint every N steps; 0 for never")
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="also log to these accelerate trackers")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="also log to these accelerate trackers"
+    )
     seed: int = Field(0, ge=0, description="everything random follows from it")
     stop: StopSettings = StopSettings()

@@ -1,0 +1,31 @@
+"""Expunge removes data from trained models and proves that it is gone."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.audits.suite import audit
+    from expunge.data.request_files import read_request
+    from expunge.methods.run import unlearn
+    from expunge.requests.request import DeletionRequest
+    from expunge.tasks.causal_lm import CausalLM
+
+__version__ = "0.1.0"
+__all__ = ["CausalLM", "DeletionRequest", "audit", "read_request", "unlearn"]
+
+# Names are looked up when first used, so that `import expunge` and `expunge --help` do not wait for torch.
+_HOMES = {
+    "CausalLM": "expunge.tasks.causal_lm",
+    "DeletionRequest": "expunge.requests.request",
+    "audit": "expunge.runs.audit",
+    "read_request": "expunge.data.request_files",
+    "unlearn": "expunge.methods.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'expunge' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

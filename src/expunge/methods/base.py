@@ -1,0 +1,248 @@
+"""The contract of a method: how to forget.
+
+A method is one file in this room with one subclass of ``Method`` (or of ``ObjectiveMethod``, if it is a formula over
+shared statistics). It never sees an audit.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from expunge.errors import BadInput, Problem
+from expunge.registry import near_names
+from expunge.requests.request import DeletionRequest
+from expunge.tasks.base import Task
+from expunge.tasks.cost import Cost
+from expunge.training.loop import Progress, TrainResult, train
+from expunge.training.objective import Objective, Stream
+from expunge.training.probe import Probe
+from expunge.training.settings import Strict, TrainSettings
+
+RemovalLevel = Literal["guard", "adapter", "approximate", "exact"]
+
+
+class MethodConfig(Strict):
+    """Hyperparameters of a method; subclass it and give every field a description and the paper's default."""
+
+
+@dataclass
+class Run:
+    """Where and how a method runs.
+
+    Attributes:
+        train: settings of the training loop.
+        folder: for logs and checkpoints; None keeps everything in memory.
+        progress: called after every optimiser step.
+        oracle: a model retrained without the forget set, only for the stopping target "oracle".
+    """
+
+    train: TrainSettings = field(default_factory=TrainSettings)
+    folder: Path | None = None
+    progress: Progress | None = None
+    oracle: Task | None = None
+
+
+@dataclass
+class Unlearned:
+    """The outcome of a method.
+
+    Attributes:
+        model: the new model; the one that was given is unchanged.
+        method: id of the method.
+        removal_level: what kind of removal this is, at best.
+        config: the method's hyperparameters.
+        train: the training settings, or None if nothing was trained.
+        training: what the loop did, or None.
+        cost: what was spent on forgetting, in-training audits included.
+    """
+
+    model: Task
+    method: str
+    removal_level: RemovalLevel
+    config: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] | None = None
+    training: TrainResult | None = None
+    cost: Cost = field(default_factory=Cost)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the new model so that plain ``from_pretrained`` loads it."""
+        self.model.save(Path(folder), {"method": self.method, "removal_level": self.removal_level})
+
+
+class Method(ABC):
+    """One published way to forget.
+
+    Class attributes:
+        id: name on the command line.
+        title: one line on what it does.
+        tasks: kinds of model it serves.
+        needs: example sets beyond the forget set that it cannot do without.
+        removal_level: the strongest honest claim.
+        paper: source.
+        train_defaults: training settings that differ from the loop's defaults.
+        Config: its hyperparameters.
+    """
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    needs: ClassVar[tuple[str, ...]] = ()
+    removal_level: ClassVar[RemovalLevel] = "approximate"
+    paper: ClassVar[str]
+    train_defaults: ClassVar[Mapping[str, Any]] = {}
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: MethodConfig | None = None):
+        self.config: Any = config if config is not None else self.Config()
+
+    def required(self) -> tuple[str, ...]:
+        """Example sets that this configuration needs beyond the forget set."""
+        return self.needs
+
+    def check(self, task: Task, request: DeletionRequest) -> None:
+        """Refuse before any compute what cannot work.
+
+        Raises:
+            BadInput: wrong kind of model, or an example set is missing; every problem is named.
+        """
+        problems = []
+        if task.kind not in self.tasks:
+            problems.append(Problem(f"method {self.id}", f"does not serve {task.kind}", f"it serves {self.tasks}"))
+        for role in self.required():
+            if getattr(request, role) is None:
+                problems.append(Problem(f"method {self.id}", f"needs a {role} set", f"give one with --{role} FILE"))
+        if problems:
+            raise BadInput(problems)
+
+    @abstractmethod
+    def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
+        """Return a new model that has forgotten; ``task`` is left as it is."""
+
+
+class ObjectiveMethod(Method):
+    """A method that is an objective minimised by the one training loop."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """The weighted terms to minimise."""
+
+    def required(self) -> tuple[str, ...]:
+        """Example sets behind the streams of the objective."""
+        return tuple(s for s in self.objective().streams() if s != "forget")
+
+    def start(self, task: Task, run: Run) -> Task:
+        """Return the model that training starts from: a copy of the one given."""
+        return task.copy()
+
+    def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
+        """Train a copy of the model on the objective."""
+        self.check(task, request)
+        objective = self.objective()
+        model = self.start(task, run)
+        streams: dict[Stream, Any] = {s: model.encode(getattr(request, s)) for s in objective.streams()}
+        probe = None
+        if run.train.stop.every:
+            sets = {role: model.encode(examples) for role, examples in request.sets().items()}
+            config = getattr(model.model, "config", None)
+            vocabulary = config.get_text_config().vocab_size if config is not None else None
+            self._check_stop(run, request)
+            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, vocabulary)
+        started = time.perf_counter()
+        outcome = train(model, objective, streams, run.train, folder=run.folder, probe=probe, progress=run.progress)
+        cost = outcome.cost + outcome.probe_cost
+        cost.seconds = time.perf_counter() - started
+        model.source = f"{self.id} of {task.source}"
+        return Unlearned(
+            model=model,
+            method=self.id,
+            removal_level=self.removal_level,
+            config=self.config.model_dump(mode="json"),
+            train=run.train.model_dump(mode="json"),
+            training=outcome,
+            cost=cost,
+        )
+
+    def _check_stop(self, run: Run, request: DeletionRequest) -> None:
+        stop, problems = run.train.stop, []
+        if stop.forget_target == "oracle" and run.oracle is None:
+            problems.append(Problem("stop.forget_target", "is oracle and no oracle is there", "give --oracle MODEL"))
+        if stop.forget_target == "holdout" and request.holdout is None:
+            problems.append(
+                Problem("stop.forget_target", "is holdout and there is no holdout set", "give --holdout FILE")
+            )
+        if stop.keep == "closest" and stop.forget_target == "none":
+            problems.append(Problem("stop.keep", "is closest and there is no forget target", "set stop.forget_target"))
+        if problems:
+            raise BadInput(problems)
+
+
+def settle(method: type[Method], settings: Mapping[str, Any]) -> tuple[Method, TrainSettings]:
+    """Split flat or nested ``key=value`` settings between a method and the training loop, and validate both.
+
+    Args:
+        method: the method's class.
+        settings: keys of the method's config, of ``TrainSettings``, or dotted keys into the latter ("stop.every").
+
+    Raises:
+        BadInput: unknown keys (with near names) or values out of range; all of them at once.
+    """
+    own, loop = set(method.Config.model_fields), set(TrainSettings.model_fields)
+    mine: dict[str, Any] = {}
+    theirs: dict[str, Any] = _nested(method.train_defaults)
+    problems: list[Problem] = []
+    for key, value in settings.items():
+        head, _, rest = key.partition(".")
+        if not rest and key in own:
+            mine[key] = value
+        elif head in loop:
+            _merge(theirs, _nested({key: value}))
+        else:
+            problems.append(
+                Problem(key, f"is not a setting of {method.id} or of training", near_names(key, sorted(own | loop)))
+            )
+    config = validate(method.Config, mine, method.id, problems)
+    train_settings = validate(TrainSettings, theirs, "training", problems)
+    if problems or config is None or train_settings is None:
+        raise BadInput(problems)
+    return method(config), train_settings
+
+
+def validate(model: type[Any], values: Mapping[str, Any], where: str, problems: list[Problem]) -> Any:
+    """Build a settings object; put what is wrong into ``problems`` in our own words and return None."""
+    assert issubclass(model, BaseModel)
+    try:
+        return model(**values)
+    except ValidationError as error:
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            given = f" (given: {item['input']!r})" if item["type"] != "missing" else ""
+            fix = "see `expunge methods --json` for the fields"
+            if item["type"] == "extra_forbidden":
+                fix = near_names(str(item["loc"][-1]), list(model.model_fields))
+            problems.append(Problem(f"{where}: {key}", f"{item['msg']}{given}", fix))
+        return None
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        head, _, rest = key.partition(".")
+        _merge(out, {head: _nested({rest: value}) if rest else value})
+    return out
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,31 @@
+"""Gradient difference: raise the loss on the forget set while holding the retain set."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from expunge.methods.base import MethodConfig, ObjectiveMethod
+from expunge.methods.terms import RetainConfig
+from expunge.training.objective import Objective, Term, negative_nll
+
+
+class GradDiffConfig(RetainConfig):
+    """Hyperparameters of gradient difference; defaults of open-unlearning (gamma 1, alpha 1, NLL)."""
+
+
+class GradDiff(ObjectiveMethod):
+    """L = -gamma CE(forget) + alpha L_retain, with L_retain either CE(retain) or KL(reference || model) on retain.
+
+    CE is averaged over the answer tokens of the step. Source: Liu et al. 2022 (arXiv 2203.12817); ``GradDiff`` of
+    open-unlearning and TOFU; with ``retain=kl`` TOFU's "KL minimisation".
+    """
+
+    id = "grad_diff"
+    title = "raise the loss on the forget set, hold it on the retain set"
+    paper = "Liu et al. 2022, Continual Learning and Private Unlearning, arXiv:2203.12817"
+    Config: ClassVar[type[MethodConfig]] = GradDiffConfig
+
+    def objective(self) -> Objective:
+        """-gamma CE(forget) + alpha L_retain."""
+        ascent = Term("forget_ascent", ("forget",), negative_nll, "token_mean", self.config.forget_weight)
+        return Objective((ascent, *self.config.retain_terms()))

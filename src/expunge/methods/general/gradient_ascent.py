@@ -1,0 +1,32 @@
+"""Gradient ascent: raise the loss on the forget set."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from expunge.methods.base import MethodConfig, ObjectiveMethod
+from expunge.training.objective import Objective, Term, negative_nll
+
+
+class GradientAscentConfig(MethodConfig):
+    """Hyperparameters of gradient ascent."""
+
+    forget_weight: float = Field(1.0, gt=0, description="weight of the ascent")
+
+
+class GradientAscent(ObjectiveMethod):
+    """L = -CE(forget), averaged over the answer tokens of the step. Unbounded: stop it in time.
+
+    Source: Jang et al. 2023 (arXiv 2210.01504); the trainer ``GradAscent`` of open-unlearning.
+    """
+
+    id = "gradient_ascent"
+    title = "raise the loss on the forget set"
+    paper = "Jang et al. 2023, Knowledge Unlearning for Mitigating Privacy Risks in Language Models, arXiv:2210.01504"
+    Config: ClassVar[type[MethodConfig]] = GradientAscentConfig
+
+    def objective(self) -> Objective:
+        """-CE(forget), token mean."""
+        return Objective((Term("forget_ascent", ("forget",), negative_nll, "token_mean", self.config.forget_weight),))

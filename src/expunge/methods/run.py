@@ -1,0 +1,56 @@
+"""Forget: one call from a model and a request to a new model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import BadInput, Problem
+from expunge.methods.base import Method, Run, Unlearned, settle
+from expunge.registry import Registry
+from expunge.requests.request import DeletionRequest
+from expunge.tasks.base import Task
+from expunge.tasks.causal_lm import CausalLM
+from expunge.training.loop import Progress
+
+METHODS: Registry[Method] = Registry("expunge.methods", Method, "method")  # type: ignore[type-abstract]
+
+
+def unlearn(
+    model: Task | str | Path,
+    request: DeletionRequest,
+    method: str | Method = "npo",
+    *,
+    settings: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    oracle: Task | None = None,
+    progress: Progress | None = None,
+) -> Unlearned:
+    """Return a new model that has forgotten what the request names; the given model is left unchanged.
+
+    Args:
+        model: a task (such as ``CausalLM``), or a folder or hub name of a causal language model.
+        request: what to forget, keep and compare with.
+        method: id of a method (see ``expunge methods``), or a configured method.
+        settings: ``key: value`` pairs for the method and the training loop; dotted keys reach into "stop" and "lora".
+        folder: for the log and resumable checkpoints; the same folder continues a killed run.
+        oracle: a model retrained without the forget set, for the stopping target "oracle".
+        progress: called after every optimiser step with (steps done, steps in all, values).
+
+    Raises:
+        BadInput: unknown method or setting, missing example set, wrong kind of model. Nothing has been computed then.
+    """
+    task = model if isinstance(model, Task) else CausalLM.load(model)
+    if isinstance(method, str):
+        chosen, train = settle(METHODS.get(method), dict(settings or {}))
+    else:
+        own = sorted(set(settings or {}) & set(type(method).Config.model_fields))
+        if own:
+            raise BadInput(Problem(own[0], "is a setting of a method that is already configured", "set it there"))
+        configured, train = settle(type(method), dict(settings or {}))
+        del configured
+        chosen = method
+    chosen.check(task, request)
+    run = Run(train=train, folder=Path(folder) if folder else None, progress=progress, oracle=oracle)
+    return chosen.apply(task, request, run)

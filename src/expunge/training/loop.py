@@ -1,0 +1,499 @@
+"""The one training loop: any objective, on one process or many, stoppable, resumable, reproducible."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from expunge.errors import BadInput, Problem
+from expunge.tasks.base import Task
+from expunge.tasks.cost import Cost
+from expunge.tasks.encoding import Encoded
+from expunge.training.checkpoint import (
+    gather_state,
+    latest_checkpoint,
+    restore_state,
+    trained_weights,
+    write_checkpoint,
+)
+from expunge.training.objective import Objective, Stream, Term
+from expunge.training.plan import Plan, Step, draw, learning_rate_factor, micro_batches
+from expunge.training.probe import Probe, ProbePoint
+from expunge.training.reference import ReferenceModel
+from expunge.training.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+# Forget and retain share a forward on a GPU when that adds at most this much padding.
+SHARED_PADDING = 1.1
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass
+class TrainResult:
+    """What the loop did.
+
+    Attributes:
+        steps: optimiser steps done.
+        kept_step: the step whose weights the model now has.
+        stop_reason: why it ended.
+        diverged: whether it ended because of NaN, inf or a collapse.
+        history: one record per step: step, epoch, learning rate, gradient norm, each term's value.
+        probes: what the in-training audits saw.
+        probe_target: the forget level that was aimed at, in nats per token, if any.
+        cost: what was spent on training; ``probe_cost`` on the in-training audits.
+        resumed_from: the step a resumed run continued from, or None.
+    """
+
+    steps: int = 0
+    kept_step: int = 0
+    stop_reason: str = "all steps done"
+    diverged: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+    probes: list[ProbePoint] = field(default_factory=list)
+    probe_target: float | None = None
+    cost: Cost = field(default_factory=Cost)
+    probe_cost: Cost = field(default_factory=Cost)
+    resumed_from: int | None = None
+
+
+def train(
+    task: Task,
+    objective: Objective,
+    streams: Mapping[Stream, Encoded],
+    settings: TrainSettings,
+    *,
+    folder: Path | None = None,
+    probe: Probe | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Minimise an objective over the task's weights, in place.
+
+    The result does not depend on how a step is split into micro-batches or dealt to processes (up to rounding), and a
+    run that is killed and started again on the same folder ends with the same bytes.
+
+    Args:
+        task: the model; its weights are changed.
+        objective: what to minimise.
+        streams: encoded examples of every stream the objective reads.
+        settings: how.
+        folder: where the log, the reference cache and checkpoints go; None keeps everything in memory.
+        probe: in-training audits; used every ``settings.stop.every`` steps.
+        progress: called after every step with (steps done, steps in all, values).
+
+    Returns:
+        What was done. The task's model then has the kept weights, adapters merged.
+
+    Raises:
+        BadInput: a stream is missing or empty, or the objective has no active term.
+    """
+    problems = [
+        Problem(f"{s} set", "is needed by the objective and is not there", f"give {s} examples, or set its weight to 0")
+        for s in objective.streams()
+        if s not in streams or not len(streams[s])
+    ]
+    if not objective.active():
+        problems.append(Problem("objective", "has no term with a weight other than 0", "raise one of the weights"))
+    if problems:
+        raise BadInput(problems)
+    with torch.random.fork_rng():
+        return _Run(task, objective, streams, settings, folder, probe, progress).go()
+
+
+class _Run:
+    """One run of the loop; exists to share state between its parts."""
+
+    def __init__(
+        self,
+        task: Task,
+        objective: Objective,
+        streams: Mapping[Stream, Encoded],
+        settings: TrainSettings,
+        folder: Path | None,
+        probe: Probe | None,
+        progress: Progress | None,
+    ):
+        self.task, self.objective, self.settings = task, objective, settings
+        self.folder, self.probe, self.progress = folder, probe if settings.stop.every else None, progress
+        self.streams = {s: streams[s] for s in objective.streams()}
+        self.plan = Plan(
+            self.streams,
+            objective.anchor,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            seed=settings.seed,
+        )
+        if not AcceleratorState._shared_state:
+            AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            cpu=task.device.type == "cpu",
+            log_with=list(settings.trackers) or None,
+            project_dir=str(folder / "trackers") if folder else None,
+        )
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.result = TrainResult()
+        self.components = self._share(objective.components())
+        self.best: dict[str, Tensor] | None = None
+
+    # ---- setting up ------------------------------------------------------------------------------------------------
+
+    def _share(self, components: list[Any]) -> list[Any]:
+        """Join uncoupled streams into one forward where that is asked for."""
+        joined = self.settings.share_forward == "always" or (
+            self.settings.share_forward == "auto" and self.task.device.type != "cpu"
+        )
+        if not joined or len(components) < 2:
+            return components
+        streams = tuple(s for group, _ in components for s in group)
+        return [(streams, tuple(t for _, terms in components for t in terms))]
+
+    def _prepare(self) -> None:
+        task, settings = self.task, self.settings
+        torch.manual_seed(draw(settings.seed, "adapters") % 2**63)
+        if settings.lora is not None:
+            lora = settings.lora
+            task.wrap_lora(lora.rank, lora.alpha, lora.dropout, lora.targets)
+        cache = None
+        if self.folder is not None:
+            suffix = "" if self.world == 1 else f"-{self.rank}-of-{self.world}"
+            cache = self.folder / f"reference{suffix}.safetensors"
+        needed = any(self.objective.reference(s) != "none" for s in self.streams)
+        self.reference = ReferenceModel(task, self.objective, self.streams, self._used() if needed else {}, cache)
+        task.model.train()
+        if settings.sharding == "fully_shard":
+            self._shard()
+            self.forward: nn.Module = task.model
+        else:
+            self.forward = self.accelerator.prepare_model(task.model) if self.world > 1 else task.model
+        self.trained = trained_weights(task.model)
+        sharded = any(hasattr(p, "full_tensor") for p in self.trained.values())
+        self.optimizer = torch.optim.AdamW(
+            list(self.trained.values()),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            foreach=False if sharded else None,
+            fused=None if sharded else True,
+        )
+
+    def _shard(self) -> None:
+        if not torch.distributed.is_initialized():
+            raise BadInput(
+                Problem("sharding", "fully_shard needs several processes", "start with torchrun or accelerate")
+            )
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.task.device.type, (self.world,))
+        for module in self.task.model.modules():
+            if isinstance(module, nn.ModuleList):
+                for layer in module:
+                    fully_shard(layer, mesh=mesh)
+        fully_shard(self.task.model, mesh=mesh)
+
+    def _used(self) -> dict[Stream, list[int]]:
+        """Indices of the examples that this process will see in the whole run, per stream."""
+        used: dict[Stream, set[int]] = {s: set() for s in self.streams}
+        for number in range(self.plan.total):
+            step = self.plan.step(number)
+            for group, _ in self.components:
+                for positions in self._deal(step, group, self.rank):
+                    for stream in group:
+                        used[stream].update(step.examples[stream][p] for p in positions)
+                # A process without a share of its own stands in with the first example, weighted 0.
+                for stream in group:
+                    used[stream].add(step.examples[stream][0])
+        return {s: sorted(indices) for s, indices in used.items()}
+
+    def _deal(self, step: Step, group: Sequence[Stream], rank: int) -> list[list[int]]:
+        count = len(step.examples[group[0]])
+        lengths = [max(self.streams[s].length(step.examples[s][p]) for s in group) for p in range(count)]
+        return micro_batches(lengths, rank, self.world, self.settings.micro_batch_size)
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    def go(self) -> TrainResult:
+        start = self.task.cost.snapshot()
+        probe_cost = Cost()
+        with self.task.cost.measured():
+            self._prepare()
+            first = self._resume()
+            if self.settings.trackers:
+                self.accelerator.init_trackers("expunge", config=self._flat_settings())
+            if self.probe is not None and first == 0:
+                probe_cost += self._look(0)
+            for number in range(first, self.plan.total):
+                if not self._step(number):
+                    break
+                done = number + 1
+                every = self.settings.stop.every
+                if self.probe is not None and (done % every == 0 or done == self.plan.total):
+                    probe_cost += self._look(done)
+                    reason = self.probe.verdict()
+                    if reason is not None:
+                        self.result.stop_reason = reason
+                        self.result.diverged = reason.startswith("collapsed")
+                        break
+                if self.settings.checkpoint_every and done % self.settings.checkpoint_every == 0:
+                    self._checkpoint(done)
+            self._keep()
+        if self.settings.trackers:
+            self.accelerator.end_training()
+        self.task.merge_lora()
+        self.task.model.eval()
+        self.result.probe_cost = probe_cost
+        self.result.cost = self.task.cost - start - probe_cost
+        self.result.probes = self.probe.points if self.probe else []
+        self.result.probe_target = self.probe.target if self.probe else None
+        return self.result
+
+    def _step(self, number: int) -> bool:
+        """Do one optimiser step; return False if it could not be done because the loss or gradient broke."""
+        step = self.plan.step(number)
+        factor = learning_rate_factor(number, self.plan.total, self._warmup(), self.settings.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+        # Dropout must not depend on what ran before, or a resumed run would differ.
+        torch.manual_seed(draw(self.settings.seed, "step", number, self.rank) % 2**63)
+        work = [(g, terms, p) for g, terms in self.components for p in self._deal(step, g, self.rank)]
+        sums: dict[str, Tensor] = {}
+        for k, (group, terms, positions) in enumerate(work):
+            with self._sync(last=k == len(work) - 1), self._autocast():
+                loss = self._loss(step, group, terms, positions, sums)
+                loss.backward()
+        names = list(sums)
+        values = self.accelerator.reduce(torch.stack([sums[n] for n in names]), reduction="sum").tolist()
+        norm = self._clip()
+        total = sum(values)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            what = "loss" if not math.isfinite(total) else "gradient norm"
+            self.result.stop_reason = (
+                f"diverged: the {what} became {total if what == 'loss' else norm} at step {number + 1}; "
+                "lower learning_rate or the weight of the forget term"
+            )
+            self.result.diverged = True
+            return False
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.result.steps = self.result.kept_step = number + 1
+        record: dict[str, float] = {
+            "step": number + 1,
+            "epoch": step.epoch,
+            "learning_rate": self.settings.learning_rate * factor,
+            "gradient_norm": norm,
+            "loss": total,
+            **{f"loss/{n}": v for n, v in zip(names, values, strict=True)},
+        }
+        self._record(record)
+        if self.progress is not None and self.rank == 0:
+            self.progress(number + 1, self.plan.total, record)
+        return True
+
+    def _loss(
+        self,
+        step: Step,
+        group: Sequence[Stream],
+        terms: Sequence[Term],
+        positions: Sequence[int],
+        sums: dict[str, Tensor],
+    ) -> Tensor:
+        idle = not positions
+        positions = positions or [0]
+        parts = {s: self.streams[s].take([step.examples[s][p] for p in positions]) for s in group}
+        stats = dict(zip(group, self._forward(group, parts), strict=True))
+        for stream in group:
+            self.reference.attach(stats[stream], stream, parts[stream])
+        loss = torch.zeros((), device=self.task.device)
+        for term in terms:
+            divisor = term.divisor(*self._sizes(step, term, group))
+            value = term.weight * term.partial_sum([stats[s] for s in term.streams]) / divisor * (0 if idle else 1)
+            sums[term.name] = sums.get(term.name, torch.zeros((), device=value.device)) + value.detach()
+            loss = loss + value
+        # Gradients are averaged over processes; the divisor already counts the examples of all of them.
+        return loss * self.world
+
+    def _forward(self, group: Sequence[Stream], parts: Mapping[Stream, Encoded]) -> list[Any]:
+        if len(group) == 1 or (len(self.objective.components()) > 1 and self._too_padded(list(parts.values()))):
+            return [
+                self.task.statistics(parts[s], positions=self.objective.positions(s), forward=self.forward)
+                for s in group
+            ]
+        joint = parts[group[0]]
+        for stream in group[1:]:
+            joint = joint + parts[stream]
+        widest = {self.objective.positions(s) for s in group}
+        if len(widest) > 1:
+            return [
+                self.task.statistics(parts[s], positions=self.objective.positions(s), forward=self.forward)
+                for s in group
+            ]
+        stats = self.task.statistics(joint, positions=widest.pop(), forward=self.forward)
+        return stats.split([len(parts[s]) for s in group])
+
+    @staticmethod
+    def _too_padded(parts: Sequence[Encoded]) -> bool:
+        widths = [max(e.length(i) for i in range(len(e))) for e in parts]
+        apart = sum(w * len(e) for w, e in zip(widths, parts, strict=True))
+        return max(widths) * sum(len(e) for e in parts) > SHARED_PADDING * apart
+
+    def _sizes(self, step: Step, term: Term, group: Sequence[Stream]) -> tuple[int, int, int]:
+        """Examples, labelled rows and read rows of a term's first stream in the whole step."""
+        stream = term.streams[0]
+        encoded, chosen = self.streams[stream], step.examples[stream]
+        labelled = sum(encoded.labelled(i) for i in chosen)
+        if term.positions == "answer":
+            rows = labelled
+        elif term.positions == "attended":
+            rows = sum(encoded.length(i) for i in chosen)
+        else:
+            rows = 0
+            for rank in range(self.world):
+                for positions in self._deal(step, group, rank):
+                    widths = [encoded.length(chosen[p]) for p in positions]
+                    rows += len(widths) * max(widths, default=0)
+        return len(chosen), labelled, rows
+
+    def _sync(self, *, last: bool) -> AbstractContextManager[Any]:
+        if self.world == 1:
+            return nullcontext()
+        if hasattr(self.forward, "set_requires_gradient_sync"):
+            cast("Any", self.forward).set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.forward)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.precision == "bf16":
+            return torch.autocast(self.task.device.type, dtype=torch.bfloat16)
+        return self.accelerator.autocast()
+
+    def _clip(self) -> float:
+        limit = self.settings.clip_norm or math.inf
+        norm: Any = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _warmup(self) -> int:
+        if self.settings.warmup == "epoch":
+            return min(self.plan.steps_per_epoch, self.plan.total // 2)
+        return int(self.settings.warmup * self.plan.total)
+
+    # ---- looking, keeping, resuming --------------------------------------------------------------------------------
+
+    def _look(self, step: int) -> Cost:
+        assert self.probe is not None
+        before = self.task.cost.snapshot()
+        spent = Cost()
+        with spent.measured():
+            reduce = (lambda t: self.accelerator.reduce(t, reduction="sum")) if self.world > 1 else None
+            point = self.probe.look(self.task, step, self.rank, self.world, reduce)
+        self._record({"probe": True, **point.to_dict()})
+        if self._is_worth_keeping(point):
+            self.best = gather_state(self.task.model, None)
+        counted = self.task.cost - before
+        counted.seconds = spent.seconds
+        return counted
+
+    def _is_worth_keeping(self, point: ProbePoint) -> bool:
+        assert self.probe is not None
+        if self.settings.stop.keep == "closest":
+            closest = min(self.probe.points, key=self.probe.distance)
+            return closest is point and math.isfinite(self.probe.distance(point))
+        return self._is_sound(point) and not self._is_collapsed(point)
+
+    @staticmethod
+    def _is_sound(point: ProbePoint) -> bool:
+        return all(v is None or math.isfinite(v) for v in (point.forget_nll, point.retain_nll))
+
+    def _keep(self) -> None:
+        """Go back to the checkpoint that the rule keeps, or to the last good one after a divergence."""
+        points = self.probe.points if self.probe else []
+        if self.settings.stop.keep == "closest" and self.best is not None:
+            restore_state(self.task.model, None, self.best)
+            self.result.kept_step = min(points, key=self.probe.distance).step  # type: ignore[union-attr]
+        elif self.result.diverged:
+            good = [p for p in points if self._is_sound(p) and not self._is_collapsed(p)]
+            state = self.best if self.best is not None and good else None
+            if state is None and self.folder is not None:
+                stored = latest_checkpoint(self.folder / "checkpoints")
+                if stored is not None:
+                    restore_state(self.task.model, None, stored[0])
+                    self.result.kept_step = stored[1]["step"]
+            elif state is not None and self.result.steps != good[-1].step:
+                restore_state(self.task.model, None, state)
+                self.result.kept_step = good[-1].step
+
+    def _is_collapsed(self, point: ProbePoint) -> bool:
+        assert self.probe is not None
+        return point.retain_nll is not None and point.retain_nll > self.probe.ceiling
+
+    def _checkpoint(self, done: int) -> None:
+        if self.folder is None:
+            return
+        state = gather_state(self.task.model, self.optimizer)
+        if self.best is not None:
+            state |= {f"best/{k}": v for k, v in self.best.items()}
+        facts = {
+            "step": done,
+            "history": self.result.history,
+            "probes": [p.to_dict() for p in self.probe.points] if self.probe else [],
+            "probe_target": self.probe.target if self.probe else None,
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        if self.rank == 0:
+            write_checkpoint(self.folder / "checkpoints", state, facts)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        stored = latest_checkpoint(self.folder / "checkpoints") if self.folder else None
+        if stored is None:
+            return 0
+        state, facts = stored
+        if facts["settings"] != self.settings.model_dump(mode="json"):
+            raise BadInput(
+                Problem(str(self.folder), "holds checkpoints of a run with other settings", "use another folder")
+            )
+        self.best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")} or None
+        restore_state(self.task.model, self.optimizer, state)
+        self.result.history = facts["history"]
+        if self.probe is not None:
+            self.probe.points = [ProbePoint(**p) for p in facts["probes"]]
+            self.probe.target = facts["probe_target"]
+        step = int(facts["step"])
+        self.result.steps = self.result.kept_step = self.result.resumed_from = step
+        self._rewrite_log()
+        return step
+
+    def _rewrite_log(self) -> None:
+        if self.folder is None or self.rank != 0:
+            return
+        probes = [{"probe": True, **p.to_dict()} for p in (self.probe.points if self.probe else [])]
+        lines = sorted([*self.result.history, *probes], key=lambda r: (r["step"], "probe" in r))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (self.folder / "log.jsonl").write_text(text, encoding="utf-8")
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if "probe" not in record:
+            self.result.history.append(record)
+        if self.folder is not None and self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(record) + "\n")
+        if self.settings.trackers:
+            numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            self.accelerator.log(numbers, step=int(record["step"]))
+
+    def _flat_settings(self) -> dict[str, Any]:
+        return {
+            k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.settings.model_dump().items()
+        }
