@@ -68,7 +68,8 @@ class Evidence:
         about: whether these examples were to be forgotten or kept.
         values: model name -> example id -> value. Model names are "unlearned", and if present "original",
             "oracle", "oracle-2", "oracle-3", ...
-        control: the same statistic on the holdout examples, model name -> holdout example id -> value; empty without one.
+        control: the same statistic on the holdout examples, model name -> holdout example id -> value; empty without
+            a holdout set.
         knowing_is: the direction in which a model that knows the data moves the statistic.
         groups: example id -> group (person, author) for cluster-robust intervals; empty where examples stand alone.
     """
@@ -100,6 +101,21 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table that does not fit "one number per model", such as the modules that changed most.
+
+    Attributes:
+        title: words above the table.
+        columns: heading of each column.
+        rows: cells, one sequence per row; strings and numbers.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
 class Finding:
     """What one audit found.
 
@@ -111,6 +127,7 @@ class Finding:
         per_example: model name -> example id -> statistic -> value.
         evidence: what the verdict may use.
         plots: plots as data.
+        tables: tables as data.
         attempted: what was tried: the attack's budget, number of examples, settings.
         note: one sentence; the reason where the status is not "measured".
     """
@@ -122,6 +139,7 @@ class Finding:
     per_example: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     evidence: Sequence[Evidence] = ()
     plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
     attempted: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -139,10 +157,12 @@ class Audit(ABC):
         id: name on the command line.
         title: the question, in words.
         tasks: kinds of model it serves.
-        needs: what must be there beyond the forget set: any of "retain", "holdout", "oracle",
+        needs: what must be there beyond the forget set: any of "retain", "holdout", "original", "oracle",
             "perturbed_answers", "paraphrased_answer". A missing need gives a finding with status "no data".
-        reads: which teacher-forced sequences it reads, as (role, field) pairs, so that all audits share one pass.
+        reads: which teacher-forced sequences it reads, as (role, field) pairs, so that all audits share one pass;
+            roles and fields that are not there are passed over.
         generates: which roles it needs greedy generations for.
+        default: whether it runs when nobody asks for it by name.
         paper: where the audit comes from.
         config: the settings it was made with.
     """
@@ -159,6 +179,17 @@ class Audit(ABC):
 
     def __init__(self, config: AuditConfig | None = None):
         self.config: Any = config if config is not None else self.Config()
+
+    def reading(self, seen: Observations) -> Sequence[tuple[str, str]]:
+        """Return what ``run`` will read of these models; ``reads`` unless what is there decides."""
+        return self.reads
+
+    def prepare(self, seen: Observations) -> None:  # noqa: B027 - most audits need nothing prepared
+        """Add example sets that the settings name; called before anything is computed.
+
+        Raises:
+            BadInput: such a set cannot be read.
+        """
 
     @abstractmethod
     def run(self, seen: Observations) -> Finding:

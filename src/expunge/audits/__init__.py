@@ -1,0 +1,1 @@
+"""Is it gone: one file per question, and the suite that asks them."""

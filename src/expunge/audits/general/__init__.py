@@ -1,0 +1,1 @@
+"""Audits that do not depend on the kind of model."""

@@ -1,0 +1,161 @@
+"""What every audit promises, tried on every audit that is in the house; a new file is covered by being there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from expunge.audits.base import Audit, Finding
+from expunge.audits.observations import Observations
+from expunge.audits.suite import AUDITS, not_finite, run_audits, run_one
+from expunge.requests.request import DeletionRequest
+from expunge.tasks.causal_lm import CausalLM
+
+# Settings without which an audit has nothing to do, or does too much for a test.
+QUICK: dict[str, dict[str, Any]] = {
+    "relearning": {"steps": (0, 2), "learning_rates": (1e-3,)},
+    "model_utility": {"resamples": 100},
+    "privleak": {"resamples": 100},
+}
+
+
+def settings_of(audit: type[Audit], folder: Path) -> dict[str, Any]:
+    if audit.id == "perplexity":
+        (folder / "text.txt").write_text("Mirela Ostrander was born in Velburg. " * 20, encoding="utf-8")
+        return {"text": folder / "text.txt", "window": 32, "stride": 16}
+    return QUICK.get(audit.id, {})
+
+
+def weights(models: Mapping[str, CausalLM]) -> dict[tuple[str, str], torch.Tensor]:
+    return {(n, k): v.clone() for n, m in models.items() for k, v in m.model.state_dict().items()}
+
+
+def hooks(model: torch.nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+@pytest.fixture(params=AUDITS.classes(), ids=AUDITS.names())
+def audit(request: pytest.FixtureRequest, tmp_path: Path) -> Audit:
+    return request.param(request.param.Config(**settings_of(request.param, tmp_path)))
+
+
+def test_the_audits_of_the_room_are_found() -> None:
+    assert {
+        "probability",
+        "rouge",
+        "truth_ratio",
+        "extraction_strength",
+        "exact_memorization",
+        "membership",
+        "gradient_norm",
+        "privleak",
+        "forget_quality",
+        "model_utility",
+        "perplexity",
+        "weight_distance",
+        "relearning",
+    } <= set(AUDITS.names())
+
+
+def test_it_measures_without_a_trace(audit: Audit, models: dict[str, CausalLM], request_: DeletionRequest) -> None:
+    before = weights(models)
+    modes = {name: model.model.training for name, model in models.items()}
+    trained = {name: [p.requires_grad for p in model.model.parameters()] for name, model in models.items()}
+    random = torch.random.get_rng_state()
+    finding = run_one(audit, Observations(models, request_))
+    assert finding.status == "measured", finding.note
+    after = weights(models)
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert {name: model.model.training for name, model in models.items()} == modes
+    assert {name: [p.requires_grad for p in m.model.parameters()] for name, m in models.items()} == trained
+    assert all(p.grad is None for model in models.values() for p in model.model.parameters())
+    assert not any(hooks(model.model) for model in models.values())
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_same_seed_same_finding(audit: Audit, make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> None:
+    def run() -> Finding:
+        models = {"unlearned": make_lm(0), "original": make_lm(1), "oracle": make_lm(2)}
+        return run_one(audit, Observations(models, request_, seed=3))
+
+    assert dataclasses.asdict(run()) == dataclasses.asdict(run())
+
+
+def test_findings_are_complete_and_plain(audit: Audit, models: dict[str, CausalLM], request_: DeletionRequest) -> None:
+    finding = run_one(audit, Observations(models, request_))
+    json.dumps(dataclasses.asdict(finding), allow_nan=False)
+    assert not list(not_finite(finding))
+    names = [scalar.name for scalar in finding.scalars]
+    assert len(names) == len(set(names))
+    expected = set(models) - ({"original"} if audit.id == "weight_distance" else set())
+    assert set(finding.estimates) == expected
+    for estimates in finding.estimates.values():
+        assert set(estimates) == set(names)
+        for estimate in estimates.values():
+            assert estimate.value is not None or estimate.note, "a missing value must say why"
+            if estimate.value is not None and estimate.low is not None and estimate.high is not None:
+                assert estimate.low <= estimate.value <= estimate.high
+    for evidence in finding.evidence:
+        assert set(evidence.values) == set(models)
+        assert len({frozenset(values) for values in evidence.values.values()}) == 1
+        known = set(request_.sets()[evidence.about]["id"])
+        assert all(set(values) <= known for values in evidence.values.values())
+        assert all(set(values) <= set(request_.holdout["id"]) for values in evidence.control.values())
+
+
+def test_a_missing_need_is_no_data(audit: Audit, make_lm: Callable[..., CausalLM], make_examples: Callable) -> None:
+    bare = DeletionRequest(make_examples(range(2), rich=False))
+    finding = run_one(audit, Observations({"unlearned": make_lm(0)}, bare))
+    if audit.needs:
+        assert finding.status == "no data"
+        assert finding.note
+        assert not finding.estimates
+    else:
+        assert finding.status in ("measured", "no data"), finding.note
+
+
+def test_order_of_examples_changes_nothing(
+    audit: Audit, models: dict[str, CausalLM], request_: DeletionRequest
+) -> None:
+    def turned(examples: Dataset) -> Dataset:
+        return examples.select(range(len(examples) - 1, -1, -1))
+
+    other = DeletionRequest(*(turned(examples) for examples in (request_.forget, request_.retain, request_.holdout)))
+    first, second = (run_one(audit, Observations(models, asked)) for asked in (request_, other))
+    for model, values in first.per_example.items():
+        for identity, statistics in values.items():
+            assert second.per_example[model][identity] == pytest.approx(statistics, abs=1e-5)
+
+
+@pytest.mark.parametrize("cls", AUDITS.classes(), ids=AUDITS.names())
+def test_it_says_what_it_is(cls: type[Audit]) -> None:
+    assert cls.title.endswith("?")
+    assert cls.paper
+    assert cls.tasks
+    for name, field in cls.Config.model_fields.items():
+        assert field.description, f"{name} has no description"
+    assert set(cls.needs) <= {"retain", "holdout", "original", "oracle", "perturbed_answers", "paraphrased_answer"}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma2", "mixtral"])
+def test_the_default_suite_serves_other_families(
+    family: str, make_lm: Callable[..., CausalLM], request_: DeletionRequest
+) -> None:
+    models = {"unlearned": make_lm(0, family), "original": make_lm(1, family), "oracle": make_lm(2, family)}
+    result = run_audits(models, request_, settings={k: v for k, v in QUICK.items()})
+    assert {f.audit: f.note for f in result.findings if f.status != "measured"} == {}
+
+
+def test_chat_and_adapters_are_served(make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> None:
+    models = {name: make_lm(seed, chat=True) for seed, name in enumerate(("unlearned", "original", "oracle"))}
+    models["unlearned"].wrap_lora(rank=2, alpha=4, dropout=0.1)
+    result = run_audits(models, request_, settings=QUICK)
+    assert {f.audit: f.note for f in result.findings if f.status != "measured"} == {}
