@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from datasets import Dataset
 
 from expunge.errors import BadInput, Problem
+from expunge.requests.places import pair_of, place, some
 
 Scenario = Literal["examples", "class", "concept", "entity", "behaviour"]
 ROLES = ("forget", "retain", "holdout")
@@ -73,34 +74,69 @@ class DeletionRequest:
         return {role: examples for role in ROLES if (examples := getattr(self, role)) is not None}
 
     def _problems(self) -> Sequence[Problem]:
-        problems: list[Problem] = []
-        if self.scenario not in get_args(Scenario):
-            problems.append(
-                Problem("scenario", f"'{self.scenario}' is not a scenario", f"use one of {', '.join(get_args(Scenario))}")
-            )
-        if not 0.0 < self.known_fraction <= 1.0:
-            problems.append(Problem("known_fraction", f"is {self.known_fraction}", "give a number in (0, 1]"))
-        ids: dict[str, list[str]] = {}
-        for role, examples in self.sets().items():
-            if "id" not in examples.column_names:
-                problems.append(Problem(role, "has no column 'id'", "read it with expunge.data.read_examples"))
-                continue
-            ids[role] = list(examples["id"])
-            if not ids[role]:
-                problems.append(Problem(role, "is empty", "give at least one example, or leave the set out"))
-            repeated = len(ids[role]) - len(set(ids[role]))
-            if repeated:
-                problems.append(
-                    Problem(role, f"repeats {repeated} example(s)", "remove them, or read with duplicates='drop'")
-                )
-        for other in ("retain", "holdout"):
-            shared = set(ids.get("forget", ())) & set(ids.get(other, ()))
-            if shared:
+        return request_problems(self.sets(), scenario=self.scenario, known_fraction=self.known_fraction)
+
+
+def request_problems(
+    sets: Mapping[str, Dataset], *, scenario: str = "examples", known_fraction: float = 1.0
+) -> list[Problem]:
+    """Find everything that makes a request impossible.
+
+    Args:
+        sets: the example sets that there are, by role; a role may be left out, also ``forget``.
+        scenario: what kind of thing is to be forgotten.
+        known_fraction: share of the bad examples that ``forget`` names.
+
+    Returns:
+        All problems: unknown scenario, a value out of range, sets that are empty, lack ids or repeat them, and
+        examples that two sets share, with the file and line of both where they are known.
+    """
+    problems: list[Problem] = []
+    if scenario not in get_args(Scenario):
+        problems.append(
+            Problem("scenario", f"'{scenario}' is not a scenario", f"use one of {', '.join(get_args(Scenario))}")
+        )
+    if not 0.0 < known_fraction <= 1.0:
+        problems.append(Problem("known_fraction", f"is {known_fraction}", "give a number in (0, 1]"))
+    ids: dict[str, dict[str, int]] = {}
+    for role, examples in sets.items():
+        if not isinstance(examples, Dataset):
+            kind = type(examples).__name__
+            problems.append(Problem(role, f"is a {kind}, not a Dataset", "read it with expunge.data.read_examples"))
+            continue
+        if "id" not in examples.column_names:
+            problems.append(Problem(role, "has no column 'id'", "read it with expunge.data.read_examples"))
+            continue
+        if not len(examples):
+            problems.append(Problem(role, "is empty", "give at least one example, or leave the set out"))
+        first: dict[str, int] = {}
+        repeats: list[tuple[int, int]] = []
+        for index, identity in enumerate(examples["id"]):
+            if not isinstance(identity, str) or not identity:
                 problems.append(
                     Problem(
-                        f"forget and {other}",
-                        f"share {len(shared)} example(s), such as {sorted(shared)[0]}",
-                        f"take them out of the {other} set",
+                        f"{role}: {place(examples, index)}",
+                        f"has the id {identity!r}, which is not text",
+                        "read it with expunge.data.read_examples",
                     )
                 )
-        return problems
+            elif identity in first:
+                repeats.append((index, first[identity]))
+            else:
+                first[identity] = index
+        if repeats:
+            problems.append(
+                Problem(
+                    role,
+                    f"repeats {len(repeats)} example(s): {some(repeats, pair_of(examples, examples))}",
+                    "remove them, or read with duplicates='drop'",
+                )
+            )
+        ids[role] = first
+    for one, other in (("forget", "retain"), ("forget", "holdout"), ("retain", "holdout")):
+        shared = [identity for identity in ids.get(one, {}) if identity in ids.get(other, {})]
+        if shared:
+            pairs = [(ids[one][identity], ids[other][identity]) for identity in shared]
+            what = f"share {len(shared)} example(s): {some(pairs, pair_of(sets[one], sets[other]))}"
+            problems.append(Problem(f"{one} and {other}", what, f"take them out of the {other} set"))
+    return problems

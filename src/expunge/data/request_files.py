@@ -1,0 +1,73 @@
+"""Reading a whole deletion request, so that the problems of all its files come in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from expunge.data.columns import ALIASES
+from expunge.data.files import Duplicates, try_read_examples
+from expunge.data.sources import Source
+from expunge.errors import BadInput, Problem
+from expunge.requests.request import ROLES, DeletionRequest, Scenario, request_problems
+
+
+def read_request(
+    forget: Source,
+    retain: Source | None = None,
+    holdout: Source | None = None,
+    *,
+    scenario: Scenario = "examples",
+    name: str = "request",
+    columns: Mapping[str, str] | None = None,
+    duplicates: Duplicates = "refuse",
+    known_fraction: float = 1.0,
+    limit: int | None = None,
+    split: str | None = None,
+) -> DeletionRequest:
+    """Read a deletion request.
+
+    Args:
+        forget: source of the examples to delete; see ``read_examples`` for what a source can be.
+        retain: source of the examples that must stay known.
+        holdout: source of examples like the forget set that the model never saw.
+        scenario: what kind of thing is to be forgotten.
+        name: a label for reports.
+        columns: canonical name -> name in the source, for all sources; ``"retain.answer"`` for one of them only.
+        duplicates: "refuse" examples that say the same within a source, or "drop" all but the first.
+        known_fraction: for corrective requests, the share of the bad examples that ``forget`` names, in (0, 1].
+        limit: read the first so many rows of each source only.
+        split: which split, of sources that have several.
+
+    Returns:
+        The request.
+
+    Raises:
+        BadInput: all problems of all sources, and the examples that two readable sources share, in one error.
+    """
+    sources = {
+        role: source for role, source in zip(ROLES, (forget, retain, holdout), strict=True) if source is not None
+    }
+    problems: list[Problem] = []
+    for key in columns or {}:
+        role, dot, column = key.partition(".")
+        if dot and (role not in ROLES or column not in ALIASES):
+            fix = f"write a column, or role.column, with a role of {', '.join(ROLES)}"
+            problems.append(
+                Problem("columns", f"'{key}' names no column of a set", f"{fix}; columns: {', '.join(ALIASES)}")
+            )
+    sets = {}
+    for role, source in sources.items():
+        # The more special setting last, so that it wins.
+        mapping = {key: actual for key, actual in (columns or {}).items() if "." not in key}
+        prefix = f"{role}."
+        mapping |= {k.removeprefix(prefix): v for k, v in (columns or {}).items() if k.startswith(prefix)}
+        examples, found = try_read_examples(
+            source, columns=mapping, duplicates=duplicates, limit=limit, split=split, role=role
+        )
+        problems += found.all()
+        if examples is not None:
+            sets[role] = examples
+    problems += request_problems(sets, scenario=scenario, known_fraction=known_fraction)
+    if problems:
+        raise BadInput(list(dict.fromkeys(problems)))
+    return DeletionRequest(**sets, scenario=scenario, known_fraction=known_fraction, name=name)
