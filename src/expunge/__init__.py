@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.audits.suite import audit
+    from expunge.runs.audit import audit
     from expunge.data.request_files import read_request
     from expunge.methods.run import unlearn
     from expunge.requests.request import DeletionRequest

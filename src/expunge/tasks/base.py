@@ -59,6 +59,11 @@ class Task(ABC):
     def head(self, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """Map rows of the head's input to logits with the given head weights."""
 
+    @property
+    @abstractmethod
+    def tokens_per_forward(self) -> int:
+        """Padded tokens that a forward pass without gradients may take, so that memory stays bounded."""
+
     @abstractmethod
     def head_weights(self) -> dict[str, Tensor]:
         """Return a detached copy of the output head's weights."""
@@ -66,6 +71,10 @@ class Task(ABC):
     @abstractmethod
     def fresh(self, seed: int) -> Task:
         """Return the same architecture with new random weights that depend on the seed alone."""
+
+    @abstractmethod
+    def load_like(self, path: str | Path) -> Task:
+        """Load another checkpoint to be used as this one is."""
 
     @abstractmethod
     def copy(self) -> Task:

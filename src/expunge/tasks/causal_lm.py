@@ -23,17 +23,27 @@ from transformers.utils import logging as transformers_logging
 from expunge.errors import BadInput, Problem, UnsupportedModel
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
-from expunge.tasks.encoding import Batch, Encoded, Positions, Prompt, TextEncoder, collate, prompt_of
+from expunge.tasks.encoding import (
+    Batch,
+    Encoded,
+    Positions,
+    Prompt,
+    TextEncoder,
+    collate,
+    length_batches,
+    prompt_of,
+)
 from expunge.tasks.generation import greedy
-from expunge.tasks.statistics import Statistics
+from expunge.tasks.statistics import Statistics, head_rows, token_statistics
 from expunge.tasks.tokens import TokenScores
 
 ChatMode = Literal["auto", "always", "never"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# A forward pass for scoring takes up to this many padded tokens; the rows of logits are cut into chunks of this many
-# numbers. Both bound memory and leave results unchanged.
-SCORE_TOKENS = 4096
-LOGIT_CHUNK = 1 << 23
+
+# A forward pass without gradients takes up to this many padded tokens, fewer where its logits would have more than
+# this many numbers. Both bound memory and leave results unchanged.
+FORWARD_TOKENS = 4096
+FORWARD_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 class CausalLM(Task):
@@ -71,7 +81,6 @@ class CausalLM(Task):
         self.source = source
         self.cost = Cost()
         self._matmul_weights = _matmul_weights(model)
-        self._backward_factor = 0
 
     @classmethod
     def load(
@@ -100,17 +109,19 @@ class CausalLM(Task):
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        except BadInput:
-            raise
         except Exception as error:
             fix = "give a folder with config.json, *.safetensors and tokenizer files, or the name of a model on the hub"
             raise BadInput(Problem(f"model {path}", f"cannot be loaded: {_first_line(error)}", fix)) from error
         finally:
             transformers_logging.set_verbosity(verbosity)
+        # The library fills missing weights with random numbers; a model that is audited must be the one on disk.
+        if absent := sorted(info["missing_keys"]):
+            what = f"has no weights for {len(absent)} tensor(s): {', '.join(absent[:3])}"
+            raise BadInput(Problem(f"model {path}", what, "copy the folder again, or give the model it belongs to"))
         stored = _stored_settings(Path(path))
         return cls(
             model.to(device),
@@ -124,12 +135,15 @@ class CausalLM(Task):
     def save(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write model and tokenizer so that plain ``from_pretrained`` gives the same logits.
 
-        Everything is written to a neighbouring folder first and moved into place when complete.
+        Everything is written to a neighbouring folder first and moved into place when complete; a model that was
+        there before is removed only then.
 
         Raises:
-            BadInput: the disk has not enough room.
+            BadInput: the disk has not enough room, or the folder holds something that is not a model.
         """
         folder = Path(folder)
+        if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+            raise BadInput(Problem(str(folder), "is not empty and holds no model", "give a new or empty folder"))
         folder.parent.mkdir(parents=True, exist_ok=True)
         size = sum(p.numel() * p.element_size() for p in self.model.parameters())
         free = shutil.disk_usage(folder.parent).free
@@ -138,6 +152,7 @@ class CausalLM(Task):
                 Problem(str(folder), f"needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", "free some space")
             )
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        replaced = scratch.with_name(f"{scratch.name}.old")
         try:
             self.model.save_pretrained(scratch, safe_serialization=True)
             self.tokenizer.save_pretrained(scratch)
@@ -145,7 +160,7 @@ class CausalLM(Task):
             (scratch / "expunge.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
             scratch.chmod(0o755)
             if folder.exists():
-                shutil.rmtree(folder)
+                os.replace(folder, replaced)
             os.replace(scratch, folder)
         except OSError as error:
             raise BadInput(
@@ -153,6 +168,19 @@ class CausalLM(Task):
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+
+    def load_like(self, path: str | Path) -> CausalLM:
+        """Load another checkpoint to be used as this one is: same device, precision, template, chat mode and limit."""
+        return type(self).load(
+            path,
+            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            device=str(self.device),
+            template=self.encoder.template,
+            chat=self.encoder.chat,
+            max_length=self.encoder.max_length,
+        )
 
     def fresh(self, seed: int) -> CausalLM:
         """Return the same architecture with new random weights that depend on the seed alone."""
@@ -254,6 +282,13 @@ class CausalLM(Task):
             )
         return logits.reshape(-1, logits.shape[-1]), seen[0]
 
+    @property
+    def tokens_per_forward(self) -> int:
+        """Padded tokens that a forward pass without gradients may take, so that its logits fit into memory."""
+        vocabulary = self._plain().config.get_text_config().vocab_size
+        budget = FORWARD_LOGITS["cpu" if self.device.type == "cpu" else "cuda"]
+        return max(256, min(FORWARD_TOKENS, budget // vocabulary))
+
     def head_weights(self) -> dict[str, Tensor]:
         """Return a detached copy of the output head's weights."""
         head = self.model.get_output_embeddings()
@@ -286,7 +321,12 @@ class CausalLM(Task):
         self.cost.sequences += len(batch.ids)
         self.cost.tokens += batch.real_tokens
         self.cost.padded_tokens += padded
-        self.cost.flops += flops * (3 if training else 1)
+        # A backward costs one forward for the gradient of the inputs and one for that of the weights, if they train.
+        self.cost.flops += flops * (2 + self._trained_share() if training else 1)
+
+    def _trained_share(self) -> float:
+        parameters = [(p.numel(), p.requires_grad) for p in self.model.parameters() if p.dim() > 1]
+        return sum(n for n, trained in parameters if trained) / max(1, sum(n for n, _ in parameters))
 
     # ---- what audits ask -------------------------------------------------------------------------------------------
 
@@ -315,7 +355,7 @@ class CausalLM(Task):
         encoded = self.encoder.encode(pairs)
         out: list[TokenScores | None] = [None] * len(pairs)
         with self.asked():
-            for indices in length_batches([encoded.length(i) for i in range(len(encoded))], SCORE_TOKENS):
+            for indices in length_batches([encoded.length(i) for i in range(len(encoded))], self.tokens_per_forward):
                 batch = collate(encoded.take(indices), self.encoder.pad_id, self.device)
                 logits, _ = self._rows_of(batch, self.model)
                 columns = token_statistics(logits, batch.targets)
@@ -374,70 +414,6 @@ class CausalLM(Task):
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-@contextmanager
-def head_rows(head: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
-    """Let only some positions through an output head.
-
-    The (B, T, H) input of the head is replaced by its (1, R, H) rows, so the model's own code around the head (soft
-    caps, scales) runs unchanged on R rows instead of B * T.
-
-    Args:
-        head: the module that maps hidden states to logits.
-        rows: (R,) flat positions ``b * T + t``.
-
-    Yields:
-        A list that receives the (R, H) rows of each call.
-    """
-    seen: list[Tensor] = []
-
-    def select(
-        _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        hidden = args[0]
-        kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
-        seen.append(kept)
-        return (kept.unsqueeze(0), *args[1:]), kwargs
-
-    handle = head.register_forward_pre_hook(select, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def token_statistics(logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
-    """Reduce (R, V) logits to the four per-token numbers of ``TokenScores``.
-
-    Returns:
-        (4, R) float64: log-probability of the target, mean and variance of the log-probability, argmax hit.
-    """
-    pieces = []
-    step = max(1, LOGIT_CHUNK // logits.shape[-1])
-    for start in range(0, len(targets), step):
-        log_probs = torch.log_softmax(logits[start : start + step].float(), dim=-1)
-        target = targets[start : start + step, None]
-        probs = log_probs.exp()
-        weighted = probs * log_probs.clamp_min(torch.finfo(torch.float32).min)  # 0 * -inf must stay 0
-        mean = weighted.sum(-1)
-        variance = (weighted * log_probs.clamp_min(torch.finfo(torch.float32).min)).sum(-1) - mean.square()
-        hit = log_probs.argmax(-1) == target[:, 0]
-        chosen = log_probs.gather(-1, target)[:, 0]
-        pieces.append(torch.stack([chosen, mean, variance, hit.float()]).double().cpu())
-    return torch.cat(pieces, dim=1).numpy() if pieces else np.empty((4, 0))
-
-
-def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Group examples of similar length into batches of at most ``tokens`` padded tokens, longest first."""
-    batches: list[list[int]] = []
-    current: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if current and (len(current) + 1) * lengths[current[0]] > tokens:
-            batches.append(current)
-            current = []
-        current.append(index)
-    return [*batches, current] if current else batches
-
-
 def _matmul_weights(model: PreTrainedModel) -> dict[str, float]:
     """Count the weights that take part in matrix products per token, in the body and in the head."""
     head = sum(p.numel() for p in model.get_output_embeddings().parameters())
@@ -445,7 +421,7 @@ def _matmul_weights(model: PreTrainedModel) -> dict[str, float]:
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     active = getattr(config, "num_experts_per_tok", None)
     share = active / experts if experts and active else 1.0
-    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     embeddings |= {id(p) for p in model.get_output_embeddings().parameters()}
     body = 0.0
     for name, parameter in model.named_parameters():

@@ -125,6 +125,18 @@ def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Posi
     )
 
 
+def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Group examples of similar length into batches of at most ``tokens`` padded tokens, longest first."""
+    batches: list[list[int]] = []
+    current: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if current and (len(current) + 1) * lengths[current[0]] > tokens:
+            batches.append(current)
+            current = []
+        current.append(index)
+    return [*batches, current] if current else batches
+
+
 class TextEncoder:
     """Turns (prompt, answer) pairs into tokens, and prompts into what a model is asked to continue.
 
@@ -200,15 +212,16 @@ class TextEncoder:
         names = [str(i) for i in range(len(pairs))] if ids is None else list(ids)
         tokens, starts, problems = [], [], []
         rendered = [self.render(prompt, answer) for prompt, answer in pairs]
-        for name, (full, start, _), row in zip(names, rendered, self._tokenise(rendered), strict=True):
+        for name, (_, answer), row in zip(names, pairs, self._tokenise(rendered), strict=True):
             encoded, first = row
+            empty = self._answer_tokens(answer, encoded, first) == 0
             if not encoded or encoded[-1] != self.eos_id:
                 encoded = [*encoded, self.eos_id]
             encoded = encoded[: self.max_length]
             first = max(first, 1)
-            # A prompt that fills the context, or an answer of nothing, leaves only the end of sequence.
-            if len(encoded) - first < 1 or not full[start:].strip():
-                why = "its prompt fills the whole context" if len(encoded) <= first else "its answer has no tokens"
+            # An answer of nothing, or a prompt that fills the context, leaves nothing to learn.
+            if empty or len(encoded) <= first:
+                why = "its answer has no tokens" if empty else "its prompt fills the whole context"
                 problems.append(Problem(f"example {name}", why, "shorten the prompt, raise max_length or drop it"))
             tokens.append(np.asarray(encoded, dtype=np.int64))
             starts.append(first)
@@ -261,6 +274,12 @@ class TextEncoder:
         """Return (prompt tokens, answer tokens) per pair before any cutting; the end of sequence is not counted."""
         rendered = [self.render(p, a) for p, a in zip(prompts, answers, strict=True)]
         return [
-            (first, len(row) - first if full[start:].strip() else 0)
-            for (full, start, _), (row, first) in zip(rendered, self._tokenise(rendered), strict=True)
+            (first, self._answer_tokens(answer, row, first))
+            for answer, (row, first) in zip(answers, self._tokenise(rendered), strict=True)
         ]
+
+    def _answer_tokens(self, answer: str, row: list[int], first: int) -> int:
+        """Tokens from the answer's start on; one end of sequence that a chat template wrote is not counted."""
+        if not answer.strip():
+            return 0
+        return len(row) - first - int(len(row) > first and row[-1] == self.eos_id)

@@ -6,15 +6,23 @@ output head. An image classifier is the special case R = B. All statistics are i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 IGNORED = -100
+# Rows of logits are reduced in chunks of this many numbers, which bounds memory and leaves results unchanged.
+LOGIT_CHUNK = 1 << 22
+# A log-probability below which the probability is exactly 0 in float32, with room to square it.
+LOWEST = -1e6
 
 
 @dataclass
@@ -29,7 +37,8 @@ class Statistics:
         ids: B example ids.
         hidden: (R, H) input of the output head, if it was asked for.
         reference_nll: (B,) summed answer NLL under the reference model, if the objective needs it.
-        reference_logits: (R, V) the reference model's logits at the same rows, if the objective needs them.
+        reference_logits: gives the reference model's logits at a slice of the rows, if the objective needs them; a
+            slice at a time, because (R, V) logits of a second model are what fills the memory.
     """
 
     logits: Tensor
@@ -39,7 +48,7 @@ class Statistics:
     ids: Sequence[str]
     hidden: Tensor | None = None
     reference_nll: Tensor | None = field(default=None)
-    reference_logits: Tensor | None = field(default=None)
+    reference_logits: Callable[[slice], Tensor] | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,3 +96,57 @@ class Statistics:
             )
             start_example, start_row = stop_example, stop_row
         return parts
+
+
+@contextmanager
+def head_rows(head: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
+    """Let only some positions through an output head.
+
+    The (B, T, H) input of the head is replaced by its (1, R, H) rows, so the model's own code around the head (soft
+    caps, scales) runs unchanged on R rows instead of B * T.
+
+    Args:
+        head: the module that maps hidden states to logits.
+        rows: (R,) flat positions ``b * T + t``.
+
+    Yields:
+        A list that receives the (R, H) rows of each call.
+    """
+    seen: list[Tensor] = []
+
+    def select(
+        _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        hidden = args[0]
+        kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
+        seen.append(kept)
+        return (kept.unsqueeze(0), *args[1:]), kwargs
+
+    handle = head.register_forward_pre_hook(select, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def token_statistics(logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Reduce (R, V) logits to the four per-token numbers of ``TokenScores``.
+
+    The variance is summed around the mean: ``E[x^2] - mean^2`` loses all digits of a nearly uniform prediction.
+
+    Returns:
+        (4, R) float64: log-probability of the target, mean and variance of the log-probability, argmax hit.
+    """
+    pieces = []
+    step = max(1, LOGIT_CHUNK // logits.shape[-1])
+    for start in range(0, len(targets), step):
+        log_probs = torch.log_softmax(logits[start : start + step].float(), dim=-1)
+        target = targets[start : start + step, None]
+        probs = log_probs.exp()
+        finite = log_probs.clamp_min(LOWEST)  # 0 * -inf must be 0
+        mean = (probs * finite).sum(-1)
+        variance = (probs * (finite - mean[:, None]).square()).sum(-1)
+        hit = log_probs.argmax(-1) == target[:, 0]
+        chosen = log_probs.gather(-1, target)[:, 0]
+        pieces.append(torch.stack([chosen, mean, variance, hit.float()]).double().cpu())
+    return torch.cat(pieces, dim=1).numpy() if pieces else np.empty((4, 0))

@@ -117,30 +117,50 @@ def negative_nll(statistics: Statistics) -> Tensor:
     return -statistics.nll
 
 
+# Rows of logits are worked on in chunks of about this many numbers, which bounds memory and changes nothing else.
+CHUNK = 1 << 21
+
+
 class _RowKL(torch.autograd.Function):
     """Forward KL per row with the closed-form gradient ``softmax(student) - softmax(reference)``.
 
-    Keeps two (R, V) tensors instead of the five that composing log-softmax, exp and products would keep alive.
+    The gradient is formed in the forward, chunk by chunk, so that one (R, V) tensor is kept instead of the five that
+    composing log-softmax, exp and products would keep alive.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, student: Tensor, reference: Tensor) -> Tensor:
-        log_student = torch.log_softmax(student, dim=-1)
-        log_reference = torch.log_softmax(reference, dim=-1)
-        probs = log_reference.exp()
-        divergence = torch.einsum("rv,rv->r", probs, log_reference.sub_(log_student))
-        ctx.save_for_backward(log_student, probs)
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, student: Tensor, reference: Callable[[slice], Tensor]
+    ) -> Tensor:
+        step = max(1, CHUNK // student.shape[-1])
+        divergence = student.new_empty(len(student))
+        gradient = torch.empty_like(student)
+        for start in range(0, len(student), step):
+            rows = slice(start, start + step)
+            log_student = torch.log_softmax(student[rows], dim=-1)
+            log_reference = torch.log_softmax(reference(rows), dim=-1)
+            probs = log_reference.exp()
+            torch.exp(log_student, out=gradient[rows])
+            gradient[rows] -= probs
+            divergence[rows] = torch.einsum("rv,rv->r", probs, log_reference.sub_(log_student))
+        ctx.save_for_backward(gradient)
         return divergence
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        log_student, probs = ctx.saved_tensors  # type: ignore[attr-defined]
-        return torch.exp(log_student).sub_(probs).mul_(grads[0][:, None]), None
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * grads[0][:, None], None
 
 
-def row_kl(student_logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """(R,) forward KL(reference || student) in nats from (R, V) logits; the gradient reaches the student only."""
-    divergence: Tensor = _RowKL.apply(student_logits, reference_logits)
+def row_kl(student_logits: Tensor, reference_logits: Tensor | Callable[[slice], Tensor]) -> Tensor:
+    """(R,) forward KL(reference || student) in nats; the gradient reaches the student only.
+
+    Args:
+        student_logits: (R, V).
+        reference_logits: (R, V), or a function that gives the rows of a slice.
+    """
+    given = reference_logits
+    divergence: Tensor = _RowKL.apply(student_logits, given.__getitem__ if isinstance(given, Tensor) else given)
     return divergence
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from expunge.tasks.base import Task
-from expunge.tasks.causal_lm import SCORE_TOKENS, length_batches
-from expunge.tasks.encoding import Encoded
+from expunge.tasks.encoding import Encoded, length_batches
 from expunge.training.plan import draw
 from expunge.training.settings import StopSettings
 
@@ -137,7 +136,7 @@ def measure(
     try:
         with torch.no_grad():
             for row, encoded in enumerate(sets.values()):
-                batches = length_batches([encoded.length(i) for i in range(len(encoded))], SCORE_TOKENS // 2)
+                batches = length_batches([encoded.length(i) for i in range(len(encoded))], task.tokens_per_forward)
                 # Sharded weights need every process in every forward, so shares differ only in what is counted.
                 for number, batch in enumerate(batches):
                     if reduce is not None and world > 1 and number % world != rank and not _is_sharded(task):

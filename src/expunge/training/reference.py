@@ -18,8 +18,7 @@ from torch import Tensor
 
 from expunge.errors import BadInput, Problem
 from expunge.tasks.base import Task
-from expunge.tasks.causal_lm import SCORE_TOKENS, length_batches
-from expunge.tasks.encoding import Encoded
+from expunge.tasks.encoding import Encoded, length_batches
 from expunge.tasks.statistics import Statistics
 from expunge.training.objective import Objective, Stream
 
@@ -83,7 +82,7 @@ class ReferenceModel:
                     continue
                 examples = encoded[stream]
                 wanted = sorted(set(used[stream]))
-                for batch in length_batches([examples.length(i) for i in wanted], SCORE_TOKENS):
+                for batch in length_batches([examples.length(i) for i in wanted], task.tokens_per_forward):
                     part = examples.take([wanted[k] for k in batch])
                     stats = task.statistics(part, positions=self.positions[stream], hidden=need == "rows")
                     for identity, value in zip(part.ids, stats.sequence_nll, strict=True):
@@ -127,8 +126,7 @@ class ReferenceModel:
         stats.reference_nll = torch.stack([self.values[f"nll.{stream}.{i}"] for i in stats.ids]).to(stats.logits.device)
         if need == "rows":
             rows = torch.cat([self.values[f"rows.{stream}.{i}"] for i in stats.ids])
-            with torch.no_grad():
-                stats.reference_logits = self.task.head(rows, self.head)
+            stats.reference_logits = lambda part: self.task.head(rows[part], self.head)
 
     def _attach_live(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
         model = self.live.model
@@ -139,7 +137,7 @@ class ReferenceModel:
                 seen = self.live.statistics(batch, positions=self.positions[stream])
         finally:
             model.train(was_training)
-        stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits
+        stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits.__getitem__
 
 
 def _adapters_off(model: Any) -> AbstractContextManager[Any]:
