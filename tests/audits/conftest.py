@@ -25,12 +25,13 @@ def examples(people: range, rich: bool = True) -> Dataset:
             ("What does person {} do?", "repairs clocks in {}."),
         ):
             town = TOWNS[p % len(TOWNS)]
-            row = {"prompt": ask.format(p), "answer": tell.format(town)}
+            # The number keeps answers of different people apart, "was" the wrong ones from the right ones.
+            row = {"prompt": ask.format(p), "answer": tell.format(f"{town} {p}")}
             more = {
                 "group": f"person {p}",
                 "paraphrased_prompt": "Please say: " + ask.format(p),
-                "paraphrased_answer": "It is " + tell.format(town),
-                "perturbed_answers": ["It is " + tell.format(t) for t in TOWNS if t != town][:3],
+                "paraphrased_answer": "It is " + row["answer"],
+                "perturbed_answers": ["It was " + tell.format(f"{t} {p}") for t in TOWNS if t != town][:3],
             }
             rows.append({"id": example_id(row), **row, **(more if rich else {})})
     return Dataset.from_list(rows)

@@ -94,9 +94,9 @@ class Examples:
             if field == "paraphrased_prompt":
                 pairs = [(rephrased(row), row["answer"])] if row.get(field) else []
             elif field == "perturbed_answers":
-                pairs = [(prompt, answer) for answer in row.get(field) or () if answer]
+                pairs = [(prompt, answer) for answer in row.get(field) or () if answer.strip()]
             else:
-                pairs = [(prompt, row[field])] if row.get(field) else []
+                pairs = [(prompt, row[field])] if (row.get(field) or "").strip() else []
             if pairs:
                 out[identity] = pairs
         return out

@@ -47,6 +47,11 @@ class AuditResult:
     titles: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
+    @property
+    def crashed(self) -> list[Finding]:
+        """The findings of audits that failed, with their reasons in ``note``."""
+        return [finding for finding in self.findings if finding.status == "crashed"]
+
     def finding(self, audit: str) -> Finding:
         """Return the finding of an audit.
 
@@ -98,6 +103,9 @@ def select_audits(
     for audit in chosen:
         if isinstance(audit, Audit):
             out.append(audit)
+            if audit.id in settings:
+                what = "are given although the audit is given with its own"
+                problems.append(Problem(f"settings of '{audit.id}'", what, "give the name, or no settings"))
         elif audit not in AUDITS.names():
             problems.append(Problem("audits", f"'{audit}' is not an audit", near_names(audit, AUDITS.names())))
         else:

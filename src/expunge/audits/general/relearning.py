@@ -175,7 +175,7 @@ class Relearning(Audit):
             ],
             attempted={
                 "steps": list(self.config.steps),
-                "batch size": self.config.batch_size,
+                "batch size": self._batch(len(trained)),
                 "learning rate": rate,
                 "shown": len(trained),
                 "tested": len(tested),
@@ -219,7 +219,7 @@ class Relearning(Audit):
         """Fine-tune in place and stop at each of the steps. Evaluation mode: dropout would need a seed of its own."""
         parameters = [p for p in victim.model.parameters() if p.is_floating_point()]
         optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-        order = batches(sorted(shown), min(self.config.batch_size, len(shown)), seed)
+        order = batches(sorted(shown), self._batch(len(shown)), seed)
         for step in range(steps[-1] + 1):
             if step in steps:
                 yield step
@@ -228,11 +228,14 @@ class Relearning(Audit):
             with torch.enable_grad():
                 loss = victim.answer_nll([shown[i] for i in next(order)])
                 if not torch.isfinite(loss):
-                    raise Diverged(f"the loss is {float(loss)} after {step} steps at learning rate {rate:g}")
+                    raise Diverged(f"the loss is {float(loss.detach())} after {step} steps at learning rate {rate:g}")
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
             optimiser.step()
+
+    def _batch(self, shown: int) -> int:
+        return min(int(self.config.batch_size), shown)
 
     def _choose_rate(self, seen: Observations, shown: Mapping[str, Pair]) -> float:
         rates = self.config.learning_rates
@@ -284,7 +287,7 @@ class Relearning(Audit):
         elif (step := first_step_at(held, goal)) is None:
             steps = examples = Estimate(None, n=n, note=f"not reached within {held[-1][0]} steps")
         else:
-            steps, examples = Estimate(float(step), n=n), Estimate(float(step * self.config.batch_size), n=n)
+            steps, examples = Estimate(float(step), n=n), Estimate(float(step * self._batch(len(shown_nll))), n=n)
         return {
             "heldout_before": Estimate(held[0][1], n=n),
             "heldout_after": seen.mean("forget", {i: math.exp(-v) for i, v in nll.items()}),

@@ -40,7 +40,7 @@ def extraction_strength(scores: TokenScores, parity: bool = False) -> float:
     k = int(misses[-1]) + 1 if misses.size else 0
     if parity:
         k = min(k, m - 1)
-    return 1.0 - k / m
+    return (m - k) / m
 
 
 class ExtractionStrength(Audit):

@@ -64,6 +64,8 @@ class ForgetQualityAudit(Audit):
 
     def run(self, seen: Observations) -> Finding:
         logs = {m: log_truth_ratios(seen, m, "forget", self.config.correct, self.config.mean) for m in seen.models}
+        if not logs["unlearned"]:
+            return Finding(self.id, "no data", note="no forget example has both wrong answers and the correct one")
         oracle = seen.oracles[0]
         estimates: dict[str, dict[str, Estimate]] = {}
         for model, values in logs.items():

@@ -134,11 +134,12 @@ class Rouge(Audit):
         recall, f1 = values.mean(model, role, "rouge_recall"), values.mean(model, role, "rouge_f1")
         if recall.value is None and empty:
             recall = f1 = Estimate(None, note="every generation is empty, which says nothing about knowledge")
-        asked = len(empty) + (recall.n if role != "retain" else 0)
+        scored = len(values.get(model, role, "rouge_recall"))
+        asked = scored if role == "retain" else scored + len(empty)
         return {
             f"{role}_rouge_recall": recall,
             f"{role}_rouge_f1": f1,
-            f"{role}_empty_generations": Estimate(float(len(empty)), n=asked or recall.n),
+            f"{role}_empty_generations": Estimate(float(len(empty)), n=asked),
         }
 
 

@@ -128,6 +128,8 @@ class TruthRatio(Audit):
                     values.add(model, role, "log_truth_ratio", logs)
                     values.add(model, role, "truth_ratio_score", {i: score(v) for i, v in logs.items()})
         roles = [role for role in self._roles(seen) if values.get("unlearned", role, "log_truth_ratio")]
+        if "forget" not in roles:
+            return Finding(self.id, "no data", note="no forget example has both wrong answers and the correct one")
         return Finding(
             self.id,
             scalars=[scalar for role in roles for scalar in _scalars(role)],
