@@ -49,6 +49,12 @@ def test_base_model_is_a_hub_name_or_absent(changed: Callable[..., RunReport]) -
     assert [base(p) for p in ("/srv/models/x", "./model", "../a/b", "runs/2025/original", "")] == [None] * 5
 
 
+def test_a_card_tells_nothing_of_the_disk(changed: Callable[..., RunReport]) -> None:
+    text = render_model_card(changed(models={"original": ModelSummary("/home/someone/private/base")}))
+    assert "| base, SHA-256" in text
+    assert "someone" not in text
+
+
 def test_the_hub_library_reads_it(report: RunReport) -> None:
     hub = pytest.importorskip("huggingface_hub")
     card = hub.ModelCard(render_model_card(report))

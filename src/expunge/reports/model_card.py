@@ -83,9 +83,7 @@ def write_model_card(report: RunReport, folder: str | Path) -> Path:
 def _front_matter(report: RunReport) -> dict[str, Any]:
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["machine-unlearning", "expunge"]}
     original = report.models.get("original")
-    if original and re.fullmatch(
-        r"[\w-][\w.-]*/[\w-][\w.-]*", original.path
-    ):  # the hub accepts only its own names here
+    if original and _on_hub(original.path):  # the hub accepts only its own names here
         front["base_model"] = original.path
     if report.method:
         front["tags"].append(_line(report.method.name))
@@ -100,6 +98,10 @@ def _front_matter(report: RunReport) -> dict[str, Any]:
     return front
 
 
+def _on_hub(path: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) is not None
+
+
 def _method(report: RunReport) -> str:
     if report.method is None:
         return "not stated"
@@ -111,7 +113,8 @@ def _model(report: RunReport, name: str) -> str:
     if model is None:
         return wording.NO_DATA
     size = f", {wording.count(model.parameters)} parameters" if model.parameters is not None else ""
-    return f"{_plain(model.path) or 'path not stated'}{size}, SHA-256 {_plain(model.sha256) or wording.NO_DATA}"
+    path = model.path if _on_hub(model.path) else Path(model.path).name  # a published card tells nothing of the disk
+    return f"{_plain(path) or 'path not stated'}{size}, SHA-256 {_plain(model.sha256) or wording.NO_DATA}"
 
 
 def _request(report: RunReport) -> str:

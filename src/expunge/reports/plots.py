@@ -79,10 +79,9 @@ def draw_path(training: Training, prefix: str = "path") -> Drawing:
         axes.plot(xs, ys, color=colour, linewidth=1.3, alpha=0.6, marker="o", markersize=3.5)
         if training.forget_target is not None and _finite(training.forget_target):
             axes.axhline(training.forget_target, color=KNOWN_COLOURS["oracle"], linestyle="--", linewidth=1.3)
-            axes.annotate("level of a model that never knew", (0.02, training.forget_target),
-                          xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points",
+            axes.annotate("level of a model that never knew", (0.99, training.forget_target), ha="right", va="top",
+                          xycoords=("axes fraction", "data"), xytext=(0, -4), textcoords="offset points",
                           fontsize=9, color=KNOWN_COLOURS["oracle"])  # fmt: skip
-        kept = [p for p in shown if p.kept]
         if shown and not shown[0].kept:
             axes.plot(xs[:1], ys[:1], marker="o", markersize=8, markerfacecolor=PAPER, color=colour, linestyle="none")
             axes.annotate(
@@ -91,13 +90,13 @@ def draw_path(training: Training, prefix: str = "path") -> Drawing:
         for point, x, y in ((p, x, y) for p, x, y in zip(shown, xs, ys, strict=True) if p.kept):
             axes.plot([x], [y], marker="*", markersize=15, color=KNOWN_COLOURS["original"],
                       markeredgecolor=PAPER, linestyle="none")  # fmt: skip
-            axes.annotate(f"kept: step {point.step}", (x, y), xytext=(9, -15), textcoords="offset points",
+            axes.annotate(f"kept: step {point.step}", (x, y), xytext=(0, 10), textcoords="offset points", ha="center",
                           fontsize=9.5, fontweight="bold")  # fmt: skip
-        axes.margins(0.12)
+        axes.margins(0.12, 0.16)
         axes.set_xlabel(short(training.retain_statistic))
         axes.set_ylabel(short(training.forget_statistic))
         axes.grid(True)
-        where = f"; kept at step {kept[0].step}" if kept else ""
+        where = "".join(f"; kept at step {p.step}" for p in shown if p.kept)
         alt = f"{training.forget_statistic} against {training.retain_statistic} at {len(shown)} checkpoints{where}."
         return Drawing(write_svg(figure, alt, prefix), note)
 
