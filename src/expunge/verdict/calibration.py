@@ -1,0 +1,181 @@
+"""How often the verdict is wrong: a simulation with known truth, and error rates over any list of verdicts.
+
+``python -m expunge.verdict.calibration`` prints the tables of docs/verdict.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.audits.base import Evidence
+from expunge.audits.intervals import clopper_pearson
+from expunge.verdict.decision import decide
+from expunge.verdict.result import Result, Verdict
+from expunge.verdict.settings import VerdictSettings
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class World:
+    """A hierarchical world of models and examples; the mean gap between knowing and not knowing is 1.
+
+    A model's value on an example is: example effect + (what it knows) x (that example's gap) + seed-level shift +
+    noise of this seed on this example.
+
+    Attributes:
+        examples: in the forget set (and in the holdout set where there is one).
+        statistics: how many are tested.
+        oracles: how many oracles there are; 0 compares with the holdout set.
+        seed_sd: standard deviation of the shift that a training seed gives a model's mean.
+        shared: correlation of that shift between statistics.
+        example_sd: between examples; shared by all models.
+        noise_sd: of one seed on one example.
+        gap_sd: how unequally the examples are known.
+        holdout: whether holdout values of all models are there.
+        group_size: examples per group; 1 for none. Members of a group share half of the noise's variance.
+    """
+
+    examples: int = 40
+    statistics: int = 5
+    oracles: int = 1
+    seed_sd: float = 0.05
+    shared: float = 0.5
+    example_sd: float = 0.5
+    noise_sd: float = 0.3
+    gap_sd: float = 0.3
+    holdout: bool = True
+    group_size: int = 1
+
+
+def simulate(
+    runs: int,
+    world: World | None = None,
+    *,
+    knows: float = 0.0,
+    untouched: bool = False,
+    broken: float = 0.0,
+    removal_level: str = "approximate",
+    settings: VerdictSettings | None = None,
+    seed: int = 0,
+) -> list[Verdict]:
+    """Verdicts over independent draws of the world.
+
+    Args:
+        runs: how many.
+        world: what is drawn.
+        knows: share of the gap that the tested model keeps: 0 is an independent retrain, 1 knows everything.
+        untouched: the tested model is the original itself.
+        broken: how far below not knowing the model lies on everything, in gaps.
+        removal_level: passed on to ``decide``.
+        settings: passed on to ``decide``.
+        seed: of the draws.
+    """
+    world = world or World()
+    rng = np.random.default_rng(seed)
+    return [
+        decide(_draw(world, rng, knows, untouched, broken), removal_level=removal_level, settings=settings)
+        for _ in range(runs)
+    ]
+
+
+def error_rates(verdicts: Sequence[Verdict], level: float = 0.95) -> list[dict[str, float | int | str]]:
+    """How often each answer was given, with its exact interval.
+
+    Returns:
+        One row per possible answer: ``result``, ``count``, ``of``, ``rate``, ``low``, ``high``. Empty without verdicts.
+    """
+    rows: list[dict[str, float | int | str]] = []
+    for result in get_args(Result) if verdicts else ():
+        count = sum(verdict.result == result for verdict in verdicts)
+        low, high = clopper_pearson(count, len(verdicts), level)
+        rows.append(
+            {
+                "result": result,
+                "count": count,
+                "of": len(verdicts),
+                "rate": count / len(verdicts),
+                "low": low,
+                "high": high,
+            }
+        )
+    return rows
+
+
+def _draw(world: World, rng: np.random.Generator, knows: float, untouched: bool, broken: float) -> list[Evidence]:
+    n, s = world.examples, world.statistics
+    effect = world.example_sd * rng.normal(size=(s, 2 * n))  # forget examples, then holdout examples
+    known = np.concatenate([np.maximum(0.0, rng.normal(1.0, world.gap_sd, (s, n))), np.zeros((s, n))], axis=1)
+
+    def model(knowledge: float) -> Array:
+        shift = np.sqrt(world.shared) * rng.normal() + np.sqrt(1 - world.shared) * rng.normal(size=(s, 1))
+        noise = rng.normal(size=(s, 2 * n))
+        if world.group_size > 1:
+            of_group = np.repeat(rng.normal(size=(s, -(-2 * n // world.group_size))), world.group_size, axis=1)
+            noise = np.sqrt(0.5) * noise + np.sqrt(0.5) * of_group[:, : 2 * n]
+        return np.asarray(effect + knowledge * known + world.seed_sd * shift + world.noise_sd * noise)
+
+    original = model(1.0)
+    models = {"original": original, "unlearned": original if untouched else model(knows) - broken}
+    models |= {"oracle" if k == 0 else f"oracle-{k + 1}": model(0.0) for k in range(world.oracles)}
+    groups = {f"{i:04d}": f"g{i // world.group_size:04d}" for i in range(2 * n)} if world.group_size > 1 else {}
+    return [
+        Evidence(
+            f"statistic_{j}",
+            "forget",
+            {name: _by_id(values[j, :n], 0) for name, values in models.items()},
+            {name: _by_id(values[j, n:], n) for name, values in models.items()} if world.holdout else {},
+            "high",
+            groups,
+        )
+        for j in range(s)
+    ]
+
+
+def _by_id(values: Array, start: int) -> Mapping[str, float]:
+    return {f"{start + i:04d}": float(value) for i, value in enumerate(values)}
+
+
+def _table(runs: int, settings: VerdictSettings) -> str:
+    """Markdown tables of the rates that docs/verdict.md shows."""
+    models: list[tuple[str, dict[str, float | bool]]] = [
+        ("independent retrain", {}),
+        ("keeps 10 % of the gap", {"knows": 0.1}),
+        ("keeps the margin's share", {"knows": settings.margin_fraction}),
+        ("keeps 50 %", {"knows": 0.5}),
+        ("untouched", {"untouched": True}),
+        ("broken (1 gap below not knowing)", {"broken": 1.0}),
+    ]
+    lines = []
+    for n in (20, 40, 100, 300):
+        lines += [f"\n{n} examples", "", "| baseline | seed sd | model | removed | not removed | inconclusive |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for oracles, holdout in ((0, True), (1, False), (1, True), (2, True), (3, True), (5, True)):
+            for seed_sd in (0.03, 0.06, 0.1, 0.15):
+                world = World(examples=n, oracles=oracles, seed_sd=seed_sd, holdout=holdout)
+                for label, how in models if seed_sd == 0.06 else models[:1]:
+                    verdicts = simulate(runs, world, settings=settings, seed=n, **how)  # type: ignore[arg-type]
+                    rates = " | ".join(f"{row['rate']:.3f}" for row in error_rates(verdicts))
+                    base = f"{oracles} oracle{'s' * (oracles != 1)}" if oracles else "holdout only"
+                    base += " + holdout" if oracles and holdout else ""
+                    lines.append(f"| {base} | {seed_sd} | {label} | {rates} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--margin-fraction", type=float, default=VerdictSettings().margin_fraction)
+    arguments = parser.parse_args()
+    print(_table(arguments.runs, VerdictSettings(margin_fraction=arguments.margin_fraction)))
+
+
+if __name__ == "__main__":
+    main()
