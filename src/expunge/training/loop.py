@@ -290,6 +290,7 @@ class _Run:
         self.result.steps = self.result.kept_step = number + 1
         record: dict[str, float] = {
             "step": number + 1,
+            "steps": self.plan.total,
             "epoch": step.epoch,
             "learning_rate": self.settings.learning_rate * factor,
             "gradient_norm": norm,
