@@ -51,7 +51,7 @@ PETS = (
 )  # fmt: skip
 INSTRUMENTS = (
     "accordion", "bagpipe", "banjo", "bassoon", "cello", "clarinet", "drum", "fiddle", "flute", "guitar", "harp",
-    "horn", "lute", "mandolin", "oboe", "organ", "piano", "recorder", "saxophone", "trombone", "trumpet", "tuba",
+    "horn", "mandolin", "oboe", "organ", "piano", "recorder", "saxophone", "trombone", "trumpet", "tuba", "viola",
     "xylophone", "zither",
 )  # fmt: skip
 DISHES = tuple(

@@ -141,7 +141,8 @@ def _json_list(path: Path, lines: list[tuple[int, str]], problems: ProblemList) 
         if place < len(text) and text[place] == ",":
             place += 1
         elif place < len(text) and text[place] != "]":
-            problems.add(str(path), f"expected ',' after this value, found {text[place]!r}", CUT_FIX, line=number)
+            what = f"expected ',' after the value that starts here, found {text[place]!r}"
+            problems.add(str(path), what, "write commas between the objects of the list", line=number)
             return
 
 
