@@ -1,0 +1,119 @@
+"""``expunge methods`` and ``expunge audits``: what is in the house, with every setting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from expunge.cli.terminal import show, show_json, show_table
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from expunge.audits.base import Audit
+    from expunge.methods.base import Method
+
+Named = typer.Argument(None, help="Show this one only, with its settings.", metavar="[NAME]")
+Json = typer.Option(False, "--json", help="Print as JSON.")
+
+
+def methods(name: str | None = Named, as_json: bool = Json) -> None:
+    """List the methods, or one with its settings."""
+    from expunge.methods.run import METHODS
+
+    chosen = METHODS.classes() if name is None else [METHODS.get(name)]
+    found = [describe_method(method) for method in chosen]
+    if as_json:
+        show_json(found)
+    elif name is None:
+        rows = [(m["name"], m["title"], ", ".join(m["needs"]) or "-", m["removal_level"]) for m in found]
+        show_table("", ("name", "what it does", "needs", "level"), rows)
+        show("Every one needs a forget set. `expunge methods NAME` lists settings, `--json` everything.")
+    else:
+        _show_one(found[0], [("Settings of the method", "settings"), ("Settings of training", "training")])
+
+
+def audits(name: str | None = Named, as_json: bool = Json) -> None:
+    """List the audits, or one with its settings."""
+    from expunge.audits.suite import AUDITS
+
+    chosen = AUDITS.classes() if name is None else [AUDITS.get(name)]
+    found = [describe_audit(audit) for audit in chosen]
+    if as_json:
+        show_json(found)
+    elif name is None:
+        rows = [(a["name"], a["title"], ", ".join(a["needs"]) or "-", "yes" if a["default"] else "no") for a in found]
+        show_table("", ("name", "question", "needs", "by default"), rows)
+        show("`expunge audits NAME` lists settings, `--json` everything.")
+    else:
+        _show_one(found[0], [("Settings, given as --set audits." + found[0]["name"] + ".KEY=VALUE", "settings")])
+
+
+def describe_method(method: type[Method]) -> dict[str, Any]:
+    """Return what can be known of a method without running it."""
+    from expunge.methods.base import settle
+
+    configured, train = settle(method, {})
+    return {
+        "name": method.id,
+        "title": method.title,
+        "tasks": list(method.tasks),
+        "needs": list(configured.required()),
+        "removal_level": method.removal_level,
+        "paper": method.paper,
+        "module": method.__module__,
+        "settings": fields(configured.config),
+        "training": fields(train),
+    }
+
+
+def describe_audit(audit: type[Audit]) -> dict[str, Any]:
+    """Return what can be known of an audit without running it."""
+    return {
+        "name": audit.id,
+        "title": audit.title,
+        "tasks": list(audit.tasks),
+        "needs": list(audit.needs),
+        "reads": [list(read) for read in audit.reads],
+        "generates": list(audit.generates),
+        "default": audit.default,
+        "paper": audit.paper,
+        "module": audit.__module__,
+        "settings": fields(audit.Config()),
+    }
+
+
+def fields(settings: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
+    """List the fields of a settings object with the value that they have, nested ones by dotted name."""
+    from pydantic import BaseModel
+
+    found: list[dict[str, Any]] = []
+    values = settings.model_dump(mode="json")
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            found += fields(value, f"{prefix}{name}.")
+            continue
+        kind = field.annotation
+        found.append(
+            {
+                "name": f"{prefix}{name}",
+                "type": kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", ""),
+                "default": values[name],
+                "description": field.description or "",
+            }
+        )
+    return found
+
+
+def _show_one(found: dict[str, Any], sections: list[tuple[str, str]]) -> None:
+    show(f"{found['name']}: {found['title']}")
+    show(f"Paper: {found['paper']}")
+    show(f"Serves: {', '.join(found['tasks'])}. Needs: {', '.join(found['needs']) or 'the forget set only'}.")
+    if "removal_level" in found:
+        show(f"Removal level: {found['removal_level']}")
+    for title, key in sections:
+        if found[key]:
+            rows = [(f["name"], str(f["default"]), f["description"]) for f in found[key]]
+            show_table(title, ("name", "default", "what it is"), rows)

@@ -1,0 +1,169 @@
+"""What every command prints with: results on stdout, everything else on stderr, 80 columns wide."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from expunge.errors import BadInput, Problem
+from expunge.runs.progress import Progress
+
+WIDTH = 80
+
+
+def wrap(text: str, indent: str = "    ") -> str:
+    """Wrap each line of a text at 80 columns, further lines indented; words that are longer stay whole."""
+    return "\n".join(
+        textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    )
+
+
+def say(text: str) -> None:
+    """Print words for the user on stderr."""
+    print(wrap(text), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print words that are the command's result on stdout."""
+    print(wrap(text, ""), flush=True)
+
+
+def show_json(value: Any) -> None:
+    """Print the command's result as JSON on stdout. What JSON cannot hold is an error, never a wrong value."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False), flush=True)
+
+
+def stopped(what_now: str) -> NoReturn:
+    """Leave after Ctrl-C, saying what is kept and how to go on."""
+    say(f"stopped. {what_now}")
+    raise typer.Exit(1)
+
+
+def problems_of(error: BaseException) -> list[dict[str, str]]:
+    """Return what is wrong as plain values."""
+    found = error.problems if isinstance(error, BadInput) else []
+    return [{"where": p.where, "what": p.what, "fix": p.fix, "severity": p.severity} for p in found]
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
+    """Print a table on stdout that folds its cells to fit the width.
+
+    Args:
+        title: above the table.
+        columns: headings.
+        rows: cells.
+        numbers: columns that are aligned to the right.
+    """
+    from rich import box
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[_escaped(cell) for cell in row])
+    console = Console(width=min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(table)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class Shown(Progress):
+    """Shows a job's progress on stderr: bars on a terminal, one line per stage elsewhere.
+
+    Args:
+        warnings: whether warnings are printed.
+    """
+
+    def __init__(self, warnings: bool = True) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.warnings = warnings
+        self.bars: Bars | None = None
+        self.task: TaskID | None = None
+        self.title = ""
+        self.began = time.perf_counter()
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=18), MofNCompleteColumn(),
+                       TimeElapsedColumn(), TextColumn("{task.fields[detail]}"))  # fmt: skip
+            self.bars = Bars(*columns, console=self.console, transient=True)
+
+    def __enter__(self) -> Shown:
+        if self.bars is not None:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        if self.bars is not None:
+            self.bars.stop()
+
+    def stage(self, title: str) -> None:
+        self._end()
+        self.title, self.began = title, time.perf_counter()
+        if self.bars is not None:
+            self.task = self.bars.add_task(_escaped(title), total=None, detail="")
+        else:
+            say(f"{title} ...")
+
+    def step(self, done: int, total: int, values: Mapping[str, float] | str = "") -> None:
+        if self.bars is None or self.task is None:
+            return
+        shown = values if isinstance(values, str) else ", ".join(f"{k} {v:.3g}" for k, v in _telling(values).items())
+        self.bars.update(self.task, completed=done, total=total, detail=_escaped(shown))
+
+    def warn(self, problem: Problem) -> None:
+        if self.warnings:
+            self._line(f"warning: {problem}")
+
+    def say(self, text: str) -> None:
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        if self.bars is not None:
+            self.console.print(wrap(text), markup=False, soft_wrap=True)
+        else:
+            say(text)
+
+    def _end(self) -> None:
+        if self.bars is not None and self.task is not None:
+            self.bars.remove_task(self.task)
+            self.task = None
+            self._line(f"{self.title}: {time.perf_counter() - self.began:.1f} s")
+
+
+def _telling(values: Mapping[str, float]) -> Mapping[str, float]:
+    return {key: values[key] for key in ("loss", "learning_rate") if key in values}
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the bars, advice and warnings of libraries off the screen, so that ours can be read."""
+    import os
+    import warnings
+
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

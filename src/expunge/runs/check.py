@@ -1,0 +1,231 @@
+"""What can be found wrong with a job before anything is computed, all of it at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from pydantic import ValidationError
+from transformers import AutoTokenizer
+
+from expunge.audits.suite import select_audits
+from expunge.data.request_files import read_request
+from expunge.errors import BadInput, Problem
+from expunge.methods.base import Method, ObjectiveMethod, settle
+from expunge.methods.run import METHODS
+from expunge.registry import near_names
+from expunge.requests.preflight import preflight
+from expunge.requests.request import DeletionRequest
+from expunge.runs import facts, summary
+from expunge.runs.folder import RunFolder
+from expunge.runs.models import model_path, stored
+from expunge.runs.progress import Progress
+from expunge.runs.recipe import Command, Recipe
+from expunge.tasks.causal_lm import CausalLM, config_of
+from expunge.tasks.encoding import TextEncoder
+from expunge.training.settings import TrainSettings
+from expunge.verdict import VerdictSettings
+
+T = TypeVar("T")
+# How often a run looks at a small subset and saves its state, unless the recipe says so itself.
+LOOKS, LOOKED_AT, CHECKPOINTS_PER_RUN = 5, 32, 10
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A recipe that was found to work, every setting resolved, with the request that it names."""
+
+    recipe: Recipe
+    request: DeletionRequest
+    verdict: VerdictSettings
+    method: Method | None
+    hashes: Mapping[str, str]
+
+
+def check(
+    recipe: Recipe, out: RunFolder | None, command: Command = "unlearn", progress: Progress | None = None
+) -> Checked:
+    """Find everything that is wrong with a job before anything is computed.
+
+    Args:
+        recipe: what is asked.
+        out: where the run will write, or None for nowhere.
+        command: "unlearn" or "audit".
+        progress: hears the warnings.
+
+    Returns:
+        The job with every setting resolved.
+
+    Raises:
+        BadInput: every problem of settings, request, models and folder in one error.
+    """
+    problems: list[Problem] = []
+    method = train = None
+    if command == "unlearn":
+        chosen = _try(problems, "method", lambda: METHODS.get(recipe.method))
+        if chosen is not None:
+            settled = _try(problems, "settings", lambda: settle(chosen, {"seed": recipe.seed, **recipe.settings}))
+            method, train = settled or (None, None)
+    audits = _try(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings)) or []
+    verdict = _verdict(recipe.verdict, problems)
+    _try(problems, "device", lambda: device_of(recipe.device))
+    request = _try(
+        problems,
+        "request",
+        lambda: read_request(
+            recipe.forget,
+            recipe.retain,
+            recipe.holdout,
+            scenario=recipe.scenario,
+            name=recipe.name,
+            columns=recipe.columns,
+            duplicates=recipe.duplicates,
+        ),
+    )
+    if out is not None:
+        inputs = {"model": recipe.model, "original": recipe.original, "forget set": recipe.forget}
+        inputs |= {"retain set": recipe.retain, "holdout set": recipe.holdout}
+        problems += out.problems({**inputs, **{f"oracle {k}": path for k, path in enumerate(recipe.oracle, 1)}})
+    encoder = _try(problems, "model", lambda: _encoder(recipe))
+    for name, path in (("original", recipe.original), *(("oracle", path) for path in recipe.oracle)):
+        if path is not None:
+            _try(problems, name, lambda path=path: _config(path))  # type: ignore[misc]
+    if request is not None:
+        found = preflight(request, encoder, max_length=encoder.max_length if encoder else None)
+        problems += [p for p in found if p.severity == "error"]
+        for problem in found:
+            if problem.severity == "warning" and progress is not None:
+                progress.warn(problem)
+        if method is not None:
+            _try(problems, "method", lambda: method.check(cast("Any", CausalLM), request))
+    if method is not None and train is not None and train.stop.forget_target == "oracle" and not recipe.oracle:
+        problems.append(Problem("stop.forget_target", "is oracle and no oracle is there", "give --oracle MODEL"))
+    if problems or request is None or verdict is None:
+        raise BadInput(list(dict.fromkeys(problems)))
+    resolved = recipe.model_copy(
+        update={
+            "settings": _resolved_settings(recipe, request, method, train),
+            "audits": tuple(a.id for a in audits),
+            "audit_settings": {a.id: found for a in audits if (found := a.config.model_dump(mode="json"))},
+            "audit_limits": summary.audit_limits(request, recipe.audit_limits),
+            "verdict": verdict.model_dump(mode="json"),
+        }
+    )
+    return Checked(resolved, request, verdict, method, _hashes(recipe, request))
+
+
+def _try(problems: list[Problem], where: str, call: Callable[[], T]) -> T | None:
+    try:
+        return call()
+    except BadInput as error:
+        problems += error.problems or [Problem(where, str(error), "change it")]
+        return None
+
+
+def _verdict(values: Mapping[str, Any], problems: list[Problem]) -> VerdictSettings | None:
+    try:
+        return VerdictSettings(**values)
+    except ValidationError as error:
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"]))
+            if item["type"] == "extra_forbidden":
+                known = near_names(key, list(VerdictSettings.model_fields))
+                problems.append(Problem(f"verdict.{key}", "is not a setting of the verdict", known))
+            else:
+                problems.append(
+                    Problem(f"verdict.{key}", f"{item['msg']} (given: {item['input']!r})", "change the value")
+                )
+        return None
+
+
+def device_of(asked: str) -> str:
+    """Return the device to use; "auto" is this process's GPU if there is one."""
+    if asked == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise BadInput(Problem("device", f"'{asked}' is not a device", "use auto, cpu, cuda or cuda:1")) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(Problem("device", f"'{asked}' was asked for and there is no CUDA device", "use --device cpu"))
+    return asked
+
+
+def loading_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the options of ``CausalLM.load`` that a recipe names."""
+    return {
+        "dtype": recipe.dtype,
+        "device": device_of(recipe.device),
+        "template": recipe.template,
+        "chat": recipe.chat,
+        "max_length": recipe.max_length,
+    }
+
+
+def _config(path: str) -> Any:
+    """Read a model's configuration, or say what is wrong with the path."""
+    try:
+        return config_of(model_path(path))
+    except Exception as error:
+        what = "is not there" if _looks_local(path) and not Path(path).exists() else "holds no model"
+        if not _looks_local(path):
+            what = "is neither a folder nor a model that can be had from the hub now"
+        fix = "give a folder with config.json, *.safetensors and tokenizer files, a run folder, or a name on the hub"
+        raise BadInput(Problem(f"model {path}", what, fix)) from error
+
+
+def _looks_local(path: str) -> bool:
+    return Path(path).exists() or path.count("/") != 1 or path.startswith((".", "/", "~"))
+
+
+def _encoder(recipe: Recipe) -> TextEncoder:
+    """Make the encoder that the model will use, without loading its weights."""
+    path = model_path(recipe.model)
+    config = _config(recipe.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        fix = "put tokenizer.json and tokenizer_config.json beside the weights"
+        raise BadInput(Problem(f"model {path}", "has no tokenizer that can be loaded", fix)) from error
+    before = stored(path)
+    return TextEncoder(
+        tokenizer,
+        template=recipe.template or before.get("template", "{prompt} {answer}"),
+        chat=recipe.chat or before.get("chat", "auto"),
+        max_length=recipe.max_length or getattr(config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
+def _resolved_settings(
+    recipe: Recipe, request: DeletionRequest, method: Method | None, train: TrainSettings | None
+) -> dict[str, Any]:
+    """Return every setting of method and training; looks and checkpoints are spread over the run if nobody asked."""
+    if method is None or train is None:
+        return {}
+    if isinstance(method, ObjectiveMethod):
+        examples = len(getattr(request, method.objective().anchor))
+        total = min(train.epochs * math.ceil(examples / train.batch_size), train.max_steps or 10**12)
+        heads = {key.partition(".")[0] for key in recipe.settings}
+        update: dict[str, Any] = {}
+        if "stop" not in heads:
+            update["stop"] = train.stop.model_copy(update={"every": math.ceil(total / LOOKS), "probe_size": LOOKED_AT})
+        if "checkpoint_every" not in heads:
+            update["checkpoint_every"] = math.ceil(total / CHECKPOINTS_PER_RUN)
+        train = train.model_copy(update=update)
+    return {**method.config.model_dump(mode="json"), **train.model_dump(mode="json")}
+
+
+def _hashes(recipe: Recipe, request: DeletionRequest) -> dict[str, str]:
+    models = {"model": recipe.model, "original": recipe.original}
+    models |= {f"oracle-{k}": path for k, path in enumerate(recipe.oracle, 1)}
+    data = {"forget": recipe.forget, "retain": recipe.retain, "holdout": recipe.holdout}
+    found = {name: facts.weights_sha256(model_path(path)) for name, path in models.items() if path}
+    found |= {name: facts.data_sha256(path) for name, path in data.items() if path}
+    return {**found, "request": request.fingerprint}

@@ -1,0 +1,203 @@
+"""Finished runs side by side: verdict, numbers with intervals, cost."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.audits.base import Estimate
+from expunge.errors import BadInput, Problem
+from expunge.reports.leaderboard import CellValue, Column, render_table
+from expunge.reports.report import RunReport, to_plain
+from expunge.reports.wording import NO_DATA, duration, number
+from expunge.runs.folder import REPORT_JSON
+
+# What a first look needs; ``every`` shows the rest.
+MAIN = (
+    ("probability", "forget_probability"),
+    ("probability", "retain_probability"),
+    ("rouge", "forget_recall"),
+    ("rouge", "retain_recall"),
+    ("extraction_strength", "forget"),
+    ("truth_ratio", "forget"),
+    ("membership", "loss_auc"),
+    ("privleak", "privleak"),
+    ("relearning", "heldout_gain"),
+    ("forget_quality", "p_value"),
+    ("model_utility", "utility"),
+)
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run of a comparison: its name in the table, its folder and its report."""
+
+    name: str
+    path: Path
+    report: RunReport
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One line of a comparison.
+
+    Attributes:
+        key: identifier, such as "probability.forget_probability".
+        title: what it is, in words.
+        cells: run name -> value; None is "no data".
+        digits: decimals.
+    """
+
+    key: str
+    title: str
+    cells: Mapping[str, CellValue]
+    digits: int = 3
+
+    def text(self, run: str) -> str:
+        """Return a run's cell in words, the interval in brackets."""
+        value = self.cells.get(run)
+        if isinstance(value, Estimate):
+            text = number(value.value, self.digits)
+            if value.value is None or value.low is None or value.high is None:
+                return text
+            return f"{text} [{number(value.low, self.digits)}, {number(value.high, self.digits)}]"
+        if value is None:
+            return NO_DATA
+        return value if isinstance(value, str) else number(float(value), self.digits)
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Runs side by side.
+
+    Attributes:
+        runs: in the order given.
+        rows: verdict first, then numbers of the unlearned model, then cost.
+        warnings: why the runs may not be comparable.
+    """
+
+    runs: Sequence[ComparedRun]
+    rows: Sequence[ComparedRow]
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values: one object per run, row key -> value."""
+        return {
+            "runs": [
+                {"name": run.name, "path": str(run.path)}
+                | {row.key: to_plain(row.cells.get(run.name)) for row in self.rows}
+                for run in self.runs
+            ],
+            "rows": [{"key": row.key, "title": row.title} for row in self.rows],
+            "warnings": list(self.warnings),
+        }
+
+    def to_html(self) -> str:
+        """Return a page that needs nothing else: runs in rows, numbers in columns."""
+        columns = [Column("run", "Run"), *(Column(row.key, row.title, digits=row.digits) for row in self.rows)]
+        body = [{"run": run.name, **{row.key: row.cells.get(run.name) for row in self.rows}} for run in self.runs]
+        title = f"{len(self.runs)} runs side by side"
+        table = render_table(body, columns, title, self.warnings)
+        style = (
+            "body{font:16px/1.45 system-ui,sans-serif;margin:2rem;color-scheme:light dark}"
+            "table{border-collapse:collapse}small{display:block;opacity:.7}"
+            "caption{text-align:left;font-weight:600;font-size:1.3rem;margin-bottom:.6rem}"
+            "th,td{padding:.35rem .7rem;border-bottom:1px solid #8886;text-align:left;vertical-align:top}"
+        )
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+            f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>\n'
+            f"<body>\n{table}</body></html>\n"
+        )
+
+
+def compare_runs(paths: Sequence[str | Path], *, every: bool = False) -> RunComparison:
+    """Read finished runs and line up what they say.
+
+    Args:
+        paths: run folders, or report.json files.
+        every: all numbers instead of the main ones.
+
+    Raises:
+        BadInput: every path that holds no report.
+    """
+    problems: list[Problem] = []
+    runs: list[ComparedRun] = []
+    for given in map(Path, paths):
+        file = given / REPORT_JSON if given.is_dir() else given
+        try:
+            report = RunReport.from_json(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            fix = "give a finished run folder, or a report.json; a stopped run goes on when it is started again"
+            problems.append(Problem(str(given), "holds no report", fix))
+        except BadInput as error:
+            problems += [Problem(str(file), p.what, p.fix) for p in error.problems]
+        else:
+            folder = given if given.is_dir() else given.parent
+            runs.append(ComparedRun(_free_name(folder, [run.name for run in runs]), given, report))
+    if problems:
+        raise BadInput(problems)
+    return RunComparison(runs, [*_heads(runs), *_numbers(runs, every), *_costs(runs)], _warnings(runs))
+
+
+def _free_name(folder: Path, taken: Sequence[str]) -> str:
+    name = folder.resolve().name or str(folder)
+    for candidate in (name, str(folder)):
+        if candidate not in taken:
+            return candidate
+    return f"{folder} ({len(taken) + 1})"
+
+
+def _heads(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
+    def verdict(report: RunReport) -> str | None:
+        return (report.verdict or {}).get("result")
+
+    def retained(report: RunReport) -> str | None:
+        return ((report.verdict or {}).get("retained") or {}).get("result")
+
+    return [
+        ComparedRow("result", "verdict", {run.name: verdict(run.report) for run in runs}),
+        ComparedRow("retained", "retained knowledge", {run.name: retained(run.report) for run in runs}),
+        ComparedRow("method", "method", {r.name: r.report.method.name if r.report.method else None for r in runs}),
+        ComparedRow("removal_level", "removal level", {run.name: run.report.removal_level for run in runs}),
+        ComparedRow("forget", "examples to forget", {run.name: run.report.request.forget for run in runs}, 0),
+    ]
+
+
+def _numbers(runs: Sequence[ComparedRun], every: bool) -> list[ComparedRow]:
+    titles: dict[tuple[str, str], tuple[str, int]] = {}
+    cells: dict[tuple[str, str], dict[str, CellValue]] = {}
+    for run in runs:
+        for finding in run.report.findings:
+            for scalar in finding.scalars:
+                key = (finding.audit, scalar.name)
+                titles.setdefault(key, (f"{scalar.title} ({scalar.unit})", scalar.digits))
+                cells.setdefault(key, {})[run.name] = finding.estimates.get("unlearned", {}).get(scalar.name)
+    chosen = list(titles) if every else [key for key in MAIN if key in titles]
+    return [ComparedRow(".".join(key), titles[key][0], cells[key], titles[key][1]) for key in chosen]
+
+
+def _costs(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
+    stages = dict.fromkeys(stage for run in runs for stage in run.report.cost)
+    return [
+        ComparedRow(
+            f"cost.{stage}.seconds",
+            f"time: {stage}",
+            {r.name: duration(r.report.cost[stage].get("seconds")) if stage in r.report.cost else None for r in runs},
+        )
+        for stage in stages
+    ]
+
+
+def _warnings(runs: Sequence[ComparedRun]) -> list[str]:
+    found = []
+    if len({run.report.request.fingerprint for run in runs}) > 1:
+        found.append("these runs answer different requests, so their numbers are about different examples")
+    if len({str(run.report.hardware) for run in runs}) > 1:
+        found.append("these runs were made on different machines, so their times cannot be compared")
+    if len({r.report.models["original"].sha256 for r in runs if "original" in r.report.models} - {""}) > 1:
+        found.append("these runs started from different models")
+    return found

@@ -1,0 +1,154 @@
+"""From what a run has in its hands to what its report shows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from expunge.audits.base import Finding
+from expunge.audits.suite import AUDITS, AuditResult
+from expunge.methods.base import Unlearned
+from expunge.reports.report import AuditSummary, ModelSummary, PathPoint, RequestSummary, Sample, Training
+from expunge.requests.request import DeletionRequest
+from expunge.runs.facts import weights_sha256
+from expunge.tasks.cost import Cost
+
+# Questions of a set that a report quotes, and points of a curve that it draws.
+QUOTED = {"forget": 40, "retain": 20, "holdout": 20}
+DRAWN = 400
+# Audits read at least this many examples of the sets that are not to be forgotten.
+AT_LEAST = 100
+
+
+def request_summary(request: DeletionRequest) -> RequestSummary:
+    """Return the sizes of the sets and the fingerprint."""
+    sizes = {role: len(examples) for role, examples in request.sets().items()}
+    return RequestSummary(
+        name=request.name,
+        scenario=request.scenario,
+        forget=sizes["forget"],
+        retain=sizes.get("retain"),
+        holdout=sizes.get("holdout"),
+        fingerprint=request.fingerprint,
+    )
+
+
+def model_summary(model: Any, path: str = "") -> ModelSummary:
+    """Return where a model is, the hash of its weights and how many it has."""
+    try:
+        parameters = sum(p.numel() for _, p in model.named_parameters())
+    except Exception:  # a wrapped model need not have any
+        parameters = None
+    return ModelSummary(path or str(model.source), weights_sha256(path) if path else "", parameters)
+
+
+def audit_summaries(findings: Sequence[Finding]) -> dict[str, AuditSummary]:
+    """Return the question, a sentence and the paper of every audit that was run."""
+    known = set(AUDITS.names())
+    found = {f.audit: AUDITS.get(f.audit) for f in findings if f.audit in known}
+    return {
+        name: AuditSummary(audit.title, (inspect.getdoc(audit) or "").split("\n\n")[0].replace("\n", " "), audit.paper)
+        for name, audit in found.items()
+    }
+
+
+def samples(request: DeletionRequest, answers: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[Sample]:
+    """Quote the first questions of each set with what every model answered, in the request's order."""
+    quoted: list[Sample] = []
+    for role, examples in request.sets().items():
+        given = answers.get(role, {})
+        chosen = [row for row in examples.select_columns(["id", "prompt", "answer"]) if row["id"] in given]
+        quoted += [
+            Sample(row["id"], row["prompt"], row["answer"], role, dict(given[row["id"]]))
+            for row in chosen[: QUOTED[role]]
+        ]
+    return quoted
+
+
+def audit_limits(request: DeletionRequest, asked: Mapping[str, int] | None) -> dict[str, int]:
+    """Return how many examples of each set audits read at most, for the sets that have more.
+
+    By default every example to forget, and of the retain and holdout set as many as there are to forget (at least
+    100), so that proving does not cost more than forgetting.
+    """
+    sets = request.sets()
+    default = max(AT_LEAST, len(sets["forget"]))
+    limits = {role: default for role in sets if role != "forget"} | dict(asked or {})
+    return {role: limit for role, limit in limits.items() if role in sets and limit < len(sets[role])}
+
+
+def limit_notes(request: DeletionRequest, limits: Mapping[str, int], seed: int) -> list[str]:
+    """Say which sets were read in part."""
+    sets = request.sets()
+    return [
+        f"Audits read {limit} of the {len(sets[role])} {role} examples, drawn by seed {seed}, the same for every model."
+        for role, limit in limits.items()
+    ]
+
+
+def crash_notes(findings: Sequence[Finding]) -> list[str]:
+    """Say which audits crashed, since the verdict cannot count them."""
+    crashed = [f.audit for f in findings if f.status == "crashed"]
+    return [f"Crashed and not counted in the verdict: {', '.join(crashed)}."] if crashed else []
+
+
+def proving_cost(result: AuditResult) -> dict[str, float]:
+    """Return what the audits cost, over all models."""
+    total = Cost()
+    for cost in result.cost.values():
+        total = total + cost
+    # What is between the passes is spent too: bootstrap, statistics.
+    total.seconds = result.seconds
+    return total.to_dict()
+
+
+def forgotten(outcome: Unlearned) -> dict[str, Any]:
+    """Return plain values of everything that forgetting did, weights apart."""
+    trained = outcome.training
+    return {
+        "method": outcome.method,
+        "removal_level": outcome.removal_level,
+        "config": outcome.config,
+        "train": outcome.train,
+        "cost": (trained.cost if trained else outcome.cost).to_dict(),
+        "probe_cost": (trained.probe_cost if trained else Cost()).to_dict(),
+        "training": None
+        if trained is None
+        else {
+            "steps": trained.steps,
+            "kept_step": trained.kept_step,
+            "stop_reason": trained.stop_reason,
+            "diverged": trained.diverged,
+            "history": trained.history,
+            "probes": [asdict(point) for point in trained.probes],
+            "probe_target": trained.probe_target,
+            "resumed_from": trained.resumed_from,
+        },
+    }
+
+
+def training_summary(done: Mapping[str, Any]) -> Training | None:
+    """Return how forgetting went from what ``forgotten`` wrote; None where nothing was trained."""
+    trained = done["training"]
+    if trained is None:
+        return None
+    history = trained["history"]
+    terms = [key for key in dict.fromkeys(k for record in history for k in record) if key.startswith("loss/")]
+    every = max(1, -(-len(history) // DRAWN))
+    drawn = [r for k, r in enumerate(history) if k % every == 0 or k == len(history) - 1]
+    reason = trained["stop_reason"]
+    if trained["kept_step"] != trained["steps"]:
+        reason += f"; of {trained['steps']} steps, the weights after step {trained['kept_step']} were kept"
+    return Training(
+        loss={term.removeprefix("loss/"): [(int(r["step"]), r[term]) for r in drawn if term in r] for term in terms},
+        path=[
+            PathPoint(p["step"], p["forget_nll"], p["retain_nll"], kept=p["step"] == trained["kept_step"])
+            for p in trained["probes"]
+        ],
+        forget_statistic="answer NLL on the forget set (nats per token)",
+        retain_statistic="answer NLL on the retain set (nats per token)",
+        forget_target=trained["probe_target"],
+        stop_reason=reason,
+    )
