@@ -33,18 +33,46 @@ def settings_of(audit: type[Audit], folder: Path) -> dict[str, Any]:
     return QUICK.get(audit.id, {})
 
 
-def weights(models: Mapping[str, CausalLM]) -> dict[tuple[str, str], torch.Tensor]:
-    return {(n, k): v.clone() for n, m in models.items() for k, v in m.model.state_dict().items()}
-
-
 def hooks(model: torch.nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
-@pytest.fixture(params=AUDITS.classes(), ids=AUDITS.names())
-def audit(request: pytest.FixtureRequest, tmp_path: Path) -> Audit:
-    return request.param(request.param.Config(**settings_of(request.param, tmp_path)))
+@dataclasses.dataclass
+class Measured:
+    """One run of an audit, and the models it ran on."""
+
+    audit: Audit
+    finding: Finding
+    models: dict[str, CausalLM]
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def state(models: Mapping[str, CausalLM]) -> dict[str, Any]:
+    """Everything about models that an audit could leave changed."""
+    return {
+        "weights": {(n, k): v.clone() for n, m in models.items() for k, v in m.model.state_dict().items()},
+        "training": {n: m.model.training for n, m in models.items()},
+        "trained": {n: [p.requires_grad for p in m.model.parameters()] for n, m in models.items()},
+        "gradients": sum(p.grad is not None for m in models.values() for p in m.model.parameters()),
+        "hooks": {n: hooks(m.model) for n, m in models.items()},
+        "random": torch.random.get_rng_state(),
+    }
+
+
+@pytest.fixture(scope="module", params=AUDITS.classes(), ids=AUDITS.names())
+def measured(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_lm: Callable[..., CausalLM],
+    request_: DeletionRequest,
+) -> Measured:
+    audit = request.param(request.param.Config(**settings_of(request.param, tmp_path_factory.mktemp("audit"))))
+    models = {name: make_lm(seed) for seed, name in enumerate(("unlearned", "original", "oracle", "oracle-2"))}
+    before = state(models)
+    finding = run_one(audit, Observations(models, request_, seed=3, max_new_tokens=8))
+    return Measured(audit, finding, models, before, state(models))
 
 
 def test_the_audits_of_the_room_are_found() -> None:
@@ -65,37 +93,28 @@ def test_the_audits_of_the_room_are_found() -> None:
     } <= set(AUDITS.names())
 
 
-def test_it_measures_without_a_trace(audit: Audit, models: dict[str, CausalLM], request_: DeletionRequest) -> None:
-    before = weights(models)
-    modes = {name: model.model.training for name, model in models.items()}
-    trained = {name: [p.requires_grad for p in model.model.parameters()] for name, model in models.items()}
-    random = torch.random.get_rng_state()
-    finding = run_one(audit, Observations(models, request_))
-    assert finding.status == "measured", finding.note
-    after = weights(models)
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert {name: model.model.training for name, model in models.items()} == modes
-    assert {name: [p.requires_grad for p in m.model.parameters()] for name, m in models.items()} == trained
-    assert all(p.grad is None for model in models.values() for p in model.model.parameters())
-    assert not any(hooks(model.model) for model in models.values())
-    assert torch.equal(torch.random.get_rng_state(), random)
+def test_it_measures_without_a_trace(measured: Measured) -> None:
+    assert measured.finding.status == "measured", measured.finding.note
+    before, after = measured.before, measured.after
+    assert all(torch.equal(value, after["weights"][key]) for key, value in before["weights"].items())
+    assert torch.equal(before["random"], after["random"])
+    for what in ("training", "trained", "gradients", "hooks"):
+        assert before[what] == after[what], what
 
 
-def test_same_seed_same_finding(audit: Audit, make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> None:
-    def run() -> Finding:
-        models = {"unlearned": make_lm(0), "original": make_lm(1), "oracle": make_lm(2)}
-        return run_one(audit, Observations(models, request_, seed=3))
-
-    assert dataclasses.asdict(run()) == dataclasses.asdict(run())
+def test_same_seed_same_finding(measured: Measured, request_: DeletionRequest) -> None:
+    copies = {name: model.copy() for name, model in measured.models.items()}
+    again = run_one(measured.audit, Observations(copies, request_, seed=3, max_new_tokens=8))
+    assert dataclasses.asdict(again) == dataclasses.asdict(measured.finding)
 
 
-def test_findings_are_complete_and_plain(audit: Audit, models: dict[str, CausalLM], request_: DeletionRequest) -> None:
-    finding = run_one(audit, Observations(models, request_))
+def test_findings_are_complete_and_plain(measured: Measured, request_: DeletionRequest) -> None:
+    finding, models = measured.finding, measured.models
     json.dumps(dataclasses.asdict(finding), allow_nan=False)
     assert not list(not_finite(finding))
     names = [scalar.name for scalar in finding.scalars]
     assert len(names) == len(set(names))
-    expected = set(models) - ({"original"} if audit.id == "weight_distance" else set())
+    expected = set(models) - ({"original"} if measured.audit.id == "weight_distance" else set())
     assert set(finding.estimates) == expected
     for estimates in finding.estimates.values():
         assert set(estimates) == set(names)
@@ -105,13 +124,17 @@ def test_findings_are_complete_and_plain(audit: Audit, models: dict[str, CausalL
                 assert estimate.low <= estimate.value <= estimate.high
     for evidence in finding.evidence:
         assert set(evidence.values) == set(models)
-        assert len({frozenset(values) for values in evidence.values.values()}) == 1
+        alike = len({frozenset(values) for values in evidence.values.values()}) == 1
+        assert alike or finding.note, "values of different examples must be explained"
         known = set(request_.sets()[evidence.about]["id"])
         assert all(set(values) <= known for values in evidence.values.values())
         assert all(set(values) <= set(request_.holdout["id"]) for values in evidence.control.values())
 
 
-def test_a_missing_need_is_no_data(audit: Audit, make_lm: Callable[..., CausalLM], make_examples: Callable) -> None:
+def test_a_missing_need_is_no_data(
+    measured: Measured, make_lm: Callable[..., CausalLM], make_examples: Callable
+) -> None:
+    audit = measured.audit
     bare = DeletionRequest(make_examples(range(2), rich=False))
     finding = run_one(audit, Observations({"unlearned": make_lm(0)}, bare))
     if audit.needs:
@@ -122,15 +145,13 @@ def test_a_missing_need_is_no_data(audit: Audit, make_lm: Callable[..., CausalLM
         assert finding.status in ("measured", "no data"), finding.note
 
 
-def test_order_of_examples_changes_nothing(
-    audit: Audit, models: dict[str, CausalLM], request_: DeletionRequest
-) -> None:
+def test_order_of_examples_changes_nothing(measured: Measured, request_: DeletionRequest) -> None:
     def turned(examples: Dataset) -> Dataset:
         return examples.select(range(len(examples) - 1, -1, -1))
 
     other = DeletionRequest(*(turned(examples) for examples in (request_.forget, request_.retain, request_.holdout)))
-    first, second = (run_one(audit, Observations(models, asked)) for asked in (request_, other))
-    for model, values in first.per_example.items():
+    second = run_one(measured.audit, Observations(measured.models, other, seed=3, max_new_tokens=8))
+    for model, values in measured.finding.per_example.items():
         for identity, statistics in values.items():
             assert second.per_example[model][identity] == pytest.approx(statistics, abs=1e-5)
 
@@ -150,12 +171,12 @@ def test_the_default_suite_serves_other_families(
     family: str, make_lm: Callable[..., CausalLM], request_: DeletionRequest
 ) -> None:
     models = {"unlearned": make_lm(0, family), "original": make_lm(1, family), "oracle": make_lm(2, family)}
-    result = run_audits(models, request_, settings=QUICK)
+    result = run_audits(models, request_, settings=QUICK, max_new_tokens=8)
     assert {f.audit: f.note for f in result.findings if f.status != "measured"} == {}
 
 
 def test_chat_and_adapters_are_served(make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> None:
     models = {name: make_lm(seed, chat=True) for seed, name in enumerate(("unlearned", "original", "oracle"))}
     models["unlearned"].wrap_lora(rank=2, alpha=4, dropout=0.1)
-    result = run_audits(models, request_, settings=QUICK)
+    result = run_audits(models, request_, settings=QUICK, max_new_tokens=8)
     assert {f.audit: f.note for f in result.findings if f.status != "measured"} == {}

@@ -12,10 +12,6 @@ from expunge.tasks.encoding import Encoded
 if TYPE_CHECKING:
     from expunge.tasks.causal_lm import CausalLM
 
-# A forward pass takes up to this many tokens and gives up to this many logits.
-TOKENS = 4096
-LOGITS = 1 << 25
-
 
 def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     """Cut a sequence into overlapping windows.
@@ -56,7 +52,7 @@ def score_text(model: CausalLM, text: str, window: int, stride: int) -> list[NDA
         [np.asarray(tokens[begin:end], dtype=np.int64) for begin, end, _ in cuts],
         [first - begin for begin, _, first in cuts],
     )
-    rows = max(1, min(TOKENS, LOGITS // len(model.tokenizer)) // window)
+    rows = max(1, model.tokens_per_forward // window)
     out: list[NDArray[np.float64]] = []
     with model.asked():
         for start in range(0, len(cuts), rows):
