@@ -106,18 +106,15 @@ class CausalLM(Task):
             raise BadInput(
                 Problem("device", f"'{device}' was asked for and no CUDA device is there", "use --device cpu")
             )
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            with _quiet():
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                )
+                tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             fix = "give a folder with config.json, *.safetensors and tokenizer files, or the name of a model on the hub"
             raise BadInput(Problem(f"model {path}", f"cannot be loaded: {_first_line(error)}", fix)) from error
-        finally:
-            transformers_logging.set_verbosity(verbosity)
         # The library fills missing weights with random numbers; a model that is audited must be the one on disk.
         if absent := sorted(info["missing_keys"]):
             what = f"has no weights for {len(absent)} tensor(s): {', '.join(absent[:3])}"
@@ -154,7 +151,8 @@ class CausalLM(Task):
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         replaced = scratch.with_name(f"{scratch.name}.old")
         try:
-            self.model.save_pretrained(scratch, safe_serialization=True)
+            with _quiet():
+                self.model.save_pretrained(scratch, safe_serialization=True)
             self.tokenizer.save_pretrained(scratch)
             settings = {"template": self.encoder.template, "chat": self.encoder.chat, **(metadata or {})}
             (scratch / "expunge.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -222,9 +220,9 @@ class CausalLM(Task):
             raise BadInput(Problem("lora targets", _first_line(error), "name linear layers of this model")) from error
 
     def merge_lora(self) -> None:
-        """Fold the adapters into the weights, so that what is saved is a plain model."""
+        """Fold the adapters into the weights, so that what is saved is a plain model, all of whose weights can train."""
         if hasattr(self.model, "merge_and_unload"):
-            self.model = self.model.merge_and_unload()
+            self.model = self.model.merge_and_unload().requires_grad_(True)
 
     # ---- one forward pass ------------------------------------------------------------------------------------------
 
@@ -412,6 +410,20 @@ class CausalLM(Task):
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, special tokens not counted."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bars and warnings off the terminal; what matters of them is raised by us."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _matmul_weights(model: PreTrainedModel) -> dict[str, float]:

@@ -47,8 +47,4 @@ class Retrain(ObjectiveMethod):
         """Fresh weights of the same architecture from the run's seed, or the base checkpoint."""
         if self.config.base is None:
             return task.fresh(run.train.seed)
-        return type(task).load(  # type: ignore[attr-defined]
-            self.config.base,
-            device=str(task.device),
-            dtype=str(next(task.model.parameters()).dtype).removeprefix("torch."),
-        )
+        return task.load_like(self.config.base)
