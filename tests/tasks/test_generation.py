@@ -1,0 +1,109 @@
+"""Batched greedy generation against the library's own, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.tasks import generation
+from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.cost import Cost
+
+PROMPTS = [
+    "Where was Mirela Ostrander born?",
+    "Who?",
+    "In 1967, Tomas moved from Velburg to Harrow Bay; he never",
+    "What does she do?",
+    "",
+    "The answer is:\n",
+]
+LIMITS = [12, 3, 7, 1, 5, 0]
+
+
+def row_by_row(task: CausalLM, prompts: list[str], limits: list[int]) -> list[str]:
+    out = []
+    for ids, limit in zip(task.encoder.encode_prompts(prompts), limits, strict=True):
+        if not limit:
+            out.append("")
+            continue
+        inputs = torch.tensor([ids])
+        with torch.no_grad():
+            done = task.model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=limit,
+                do_sample=False,
+                pad_token_id=task.encoder.pad_id,
+                eos_token_id=sorted(generation._end_ids(task)),
+            )
+        new = done[0, len(ids) :].tolist()
+        if new[-1] in generation._end_ids(task):  # the library gives back what ended the row
+            new.pop()
+        out.append(task.tokenizer.decode(new, skip_special_tokens=True).strip())
+    return out
+
+
+def lively(model: Any) -> Any:
+    """Weights large enough that the rows say different things."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def test_every_row_is_what_the_library_generates_alone(every_tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(lively(every_tiny_model[0]), tiny_tokenizer)
+    task.model.train()
+    found = task.generate(PROMPTS, LIMITS)
+    task.model.eval()
+    assert found == row_by_row(task, PROMPTS, LIMITS)
+    assert len(set(found)) > 3, "the rows must differ for the comparison to mean anything"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_rows_that_end_early_leave_the_others_alone(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, family: str, rows: int
+) -> None:
+    monkeypatch.setattr(generation, "ROWS", rows)
+    task = CausalLM(lively(tiny_model(family, vocab=384)[0]), tiny_tokenizer)
+    plain = task.generate(PROMPTS, [12] * 6)
+    # Make a token that the rows say often an end of sequence, so that they stop at different steps.
+    said = [token for text in plain for token in task.tokenizer(text)["input_ids"]]
+    task.model.generation_config.eos_token_id = [2, *sorted(set(said), key=said.count)[-6:]]
+    found = task.generate(PROMPTS, [12] * 6)
+    assert found == row_by_row(task, PROMPTS, [12] * 6)
+    assert found != plain
+    assert len({len(text) for text in found}) > 1
+
+
+def test_finished_rows_cost_nothing(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(lively(tiny_model("llama", vocab=384)[0]), tiny_tokenizer)
+    asked = "What does she do?"
+    assert len(task.tokenizer(task.generate([asked], [5])[0])["input_ids"]) >= 3
+    task.cost = Cost()
+    task.generate([asked] * 8, [1] * 7 + [5])
+    assert task.cost.decode_steps == 5
+    assert task.cost.forwards == 1
+    # The prompts, then four more tokens of the one row that lives.
+    prompt = len(task.encoder.encode_prompts([asked])[0])
+    assert task.cost.tokens == 8 * prompt + 4
+
+
+def test_nothing_asked_nothing_done(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(tiny_model("llama", vocab=384)[0], tiny_tokenizer)
+    assert task.generate([], []) == []
+    assert task.generate(["Who?"], [0]) == [""]
+    assert task.cost.forwards == 0
+
+
+def test_a_chat_model_is_asked_in_its_template(tiny_model: Any, make_tiny_tokenizer: Any) -> None:
+    task = CausalLM(lively(tiny_model("llama", vocab=384)[0]), make_tiny_tokenizer(chat=True))
+    turns = [{"role": "user", "content": "Who?"}]
+    ids = task.encoder.encode_prompts([turns])[0]
+    assert task.tokenizer.decode(ids).endswith("<|assistant|>\n")
+    assert task.generate([turns], [6]) == task.generate(["Who?"], [6]) == row_by_row(task, [turns], [6])  # type: ignore[list-item]
