@@ -146,6 +146,7 @@ class ObjectiveMethod(Method):
     def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
         """Train a copy of the model on the objective."""
         self.check(task, request)
+        self._check_stop(run, request)
         objective = self.objective()
         model = self.start(task, run)
         streams: dict[Stream, Any] = {s: model.encode(getattr(request, s)) for s in objective.streams()}
@@ -154,10 +155,18 @@ class ObjectiveMethod(Method):
             sets = {role: model.encode(examples) for role, examples in request.sets().items()}
             config = getattr(model.model, "config", None)
             vocabulary = config.get_text_config().vocab_size if config is not None else None
-            self._check_stop(run, request)
             probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, vocabulary)
         started = time.perf_counter()
-        outcome = train(model, objective, streams, run.train, folder=run.folder, probe=probe, progress=run.progress)
+        outcome = train(
+            model,
+            objective,
+            streams,
+            run.train,
+            folder=run.folder,
+            probe=probe,
+            progress=run.progress,
+            identity=f"{self.id} {self.config.model_dump_json()}",
+        )
         cost = outcome.cost + outcome.probe_cost
         cost.seconds = time.perf_counter() - started
         model.source = f"{self.id} of {task.source}"
@@ -173,6 +182,8 @@ class ObjectiveMethod(Method):
 
     def _check_stop(self, run: Run, request: DeletionRequest) -> None:
         stop, problems = run.train.stop, []
+        if stop.every == 0:
+            return
         if stop.forget_target == "oracle" and run.oracle is None:
             problems.append(Problem("stop.forget_target", "is oracle and no oracle is there", "give --oracle MODEL"))
         if stop.forget_target == "holdout" and request.holdout is None:

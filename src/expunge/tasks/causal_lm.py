@@ -133,12 +133,14 @@ class CausalLM(Task):
         """Write model and tokenizer so that plain ``from_pretrained`` gives the same logits.
 
         Everything is written to a neighbouring folder first and moved into place when complete; a model that was
-        there before is removed only then.
+        there before is removed only then. Where several processes hold the same model, the first one writes.
 
         Raises:
             BadInput: the disk has not enough room, or the folder holds something that is not a model.
         """
         folder = Path(folder)
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+            return
         if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
             raise BadInput(Problem(str(folder), "is not empty and holds no model", "give a new or empty folder"))
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +222,7 @@ class CausalLM(Task):
             raise BadInput(Problem("lora targets", _first_line(error), "name linear layers of this model")) from error
 
     def merge_lora(self) -> None:
-        """Fold the adapters into the weights, so that what is saved is a plain model, all of whose weights can train."""
+        """Fold the adapters into the weights; what is left is a plain model, all of whose weights can train."""
         if hasattr(self.model, "merge_and_unload"):
             self.model = self.model.merge_and_unload().requires_grad_(True)
 

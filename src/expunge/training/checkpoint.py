@@ -67,7 +67,7 @@ def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer | None, sta
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that it is either complete or not there; older ones are removed afterwards.
+    """Write a checkpoint so that it is either complete or not there; older ones stay.
 
     Args:
         folder: the folder of all checkpoints.
@@ -78,6 +78,8 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], facts: Mapping[s
         BadInput: no room on the disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".writing-*"):  # by a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(t.numel() * t.element_size() for t in state.values())
     free = shutil.disk_usage(folder).free
     if free < size + (1 << 20):
@@ -101,17 +103,27 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], facts: Mapping[s
         os.replace(scratch, final)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_older(folder: Path) -> None:
+    """Remove every checkpoint but the newest."""
     for old in sorted(folder.glob("step-*"))[:-1]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def latest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def latest_checkpoint(folder: Path, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read the newest complete checkpoint, or None where there is none.
+
+    Args:
+        folder: the folder of all checkpoints.
+        before: only look at checkpoints of earlier steps than this.
 
     Raises:
         BadInput: its files are damaged.
     """
     complete = sorted(folder.glob("step-*")) if folder.is_dir() else []
+    if before is not None:
+        complete = [path for path in complete if int(path.name.removeprefix("step-")) < before]
     if not complete:
         return None
     newest = complete[-1]

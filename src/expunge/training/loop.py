@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,16 +14,17 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, MissingExtra, Problem
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import Encoded
 from expunge.training.checkpoint import (
     gather_state,
     latest_checkpoint,
+    remove_older,
     restore_state,
     trained_weights,
     write_checkpoint,
@@ -32,8 +34,7 @@ from expunge.training.plan import Plan, Step, draw, learning_rate_factor, micro_
 from expunge.training.probe import Probe, ProbePoint
 from expunge.training.reference import ReferenceModel
 from expunge.training.settings import TrainSettings
-
-log = logging.getLogger(__name__)
+from expunge.training.sharding import fill, hollow, shard
 
 # Forget and retain share a forward on a GPU when that adds at most this much padding.
 SHARED_PADDING = 1.1
@@ -77,6 +78,7 @@ def train(
     folder: Path | None = None,
     probe: Probe | None = None,
     progress: Progress | None = None,
+    identity: str = "",
 ) -> TrainResult:
     """Minimise an objective over the task's weights, in place.
 
@@ -91,12 +93,15 @@ def train(
         folder: where the log, the reference cache and checkpoints go; None keeps everything in memory.
         probe: in-training audits; used every ``settings.stop.every`` steps.
         progress: called after every step with (steps done, steps in all, values).
+        identity: what the objective's formulas depend on and does not show, such as a method's hyperparameters; a
+            folder that holds the checkpoints of another objective, other examples or another model is refused.
 
     Returns:
         What was done. The task's model then has the kept weights, adapters merged.
 
     Raises:
-        BadInput: a stream is missing or empty, or the objective has no active term.
+        BadInput: a stream is missing or empty, the objective has no active term, or a tracker cannot be used.
+        MissingExtra: a tracker is not installed.
     """
     problems = [
         Problem(f"{s} set", "is needed by the objective and is not there", f"give {s} examples, or set its weight to 0")
@@ -105,10 +110,16 @@ def train(
     ]
     if not objective.active():
         problems.append(Problem("objective", "has no term with a weight other than 0", "raise one of the weights"))
+    if settings.trackers and folder is None:
+        problems.append(Problem("trackers", "need a folder to write to", "give one, or leave them out"))
     if problems:
         raise BadInput(problems)
+    for tracker in settings.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            extra = "wandb" if tracker == "wandb" else "trackers"
+            raise MissingExtra(Problem("trackers", f"{tracker} is not installed", f"pip install 'expunge[{extra}]'"))
     with torch.random.fork_rng():
-        return _Run(task, objective, streams, settings, folder, probe, progress).go()
+        return _Run(task, objective, streams, settings, folder, probe, progress, identity).go()
 
 
 class _Run:
@@ -123,6 +134,7 @@ class _Run:
         folder: Path | None,
         probe: Probe | None,
         progress: Progress | None,
+        identity: str,
     ):
         self.task, self.objective, self.settings = task, objective, settings
         self.folder, self.probe, self.progress = folder, probe if settings.stop.every else None, progress
@@ -135,10 +147,12 @@ class _Run:
             max_steps=settings.max_steps,
             seed=settings.seed,
         )
-        if not AcceleratorState._shared_state:
-            AcceleratorState._reset_state()
+        # The library keeps one device per process for good; a later run may be on another.
+        if PartialState._shared_state and PartialState().num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             cpu=task.device.type == "cpu",
+            mixed_precision="no",  # settings.precision decides, so that a recipe alone says what was run
             log_with=list(settings.trackers) or None,
             project_dir=str(folder / "trackers") if folder else None,
         )
@@ -146,8 +160,25 @@ class _Run:
         self.result = TrainResult()
         self.components = self._share(objective.components())
         self.best: dict[str, Tensor] | None = None
+        self.hollow: nn.Module | None = None
+        self.checkpointed = -1  # the step of the newest checkpoint
+        self.identity = self._identify(identity) if folder is not None else ""
 
     # ---- setting up ------------------------------------------------------------------------------------------------
+
+    def _identify(self, given: str) -> str:
+        """Hash what this run is: objective, examples and starting weights."""
+        digest = hashlib.blake2b(given.encode(), digest_size=16)
+        for term in self.objective.terms:
+            digest.update(repr((term.name, term.streams, term.reduction, term.weight, term.positions)).encode())
+        for stream, encoded in self.streams.items():
+            digest.update(stream.encode())
+            for i in range(len(encoded)):
+                digest.update(f"{encoded.ids[i]} {encoded.starts[i]} ".encode() + encoded.tokens[i].tobytes())
+        for name, parameter in self.task.named_parameters():
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _share(self, components: list[Any]) -> list[Any]:
         """Join uncoupled streams into one forward where that is asked for."""
@@ -170,10 +201,14 @@ class _Run:
             suffix = "" if self.world == 1 else f"-{self.rank}-of-{self.world}"
             cache = self.folder / f"reference{suffix}.safetensors"
         needed = any(self.objective.reference(s) != "none" for s in self.streams)
-        self.reference = ReferenceModel(task, self.objective, self.streams, self._used() if needed else {}, cache)
+        key = f"{self.identity} {settings.model_dump_json()}"
+        with self._autocast():
+            used = self._used() if needed else {}
+            self.reference = ReferenceModel(task, self.objective, self.streams, used, cache, key)
         task.model.train()
         if settings.sharding == "fully_shard":
-            self._shard()
+            self.hollow = hollow(task.model)
+            shard(task.model, self.world, task.device)
             self.forward: nn.Module = task.model
         else:
             self.forward = self.accelerator.prepare_model(task.model) if self.world > 1 else task.model
@@ -186,21 +221,6 @@ class _Run:
             foreach=False if sharded else None,
             fused=None if sharded else True,
         )
-
-    def _shard(self) -> None:
-        if not torch.distributed.is_initialized():
-            raise BadInput(
-                Problem("sharding", "fully_shard needs several processes", "start with torchrun or accelerate")
-            )
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(self.task.device.type, (self.world,))
-        for module in self.task.model.modules():
-            if isinstance(module, nn.ModuleList):
-                for layer in module:
-                    fully_shard(layer, mesh=mesh)
-        fully_shard(self.task.model, mesh=mesh)
 
     def _used(self) -> dict[Stream, list[int]]:
         """Indices of the examples that this process will see in the whole run, per stream."""
@@ -248,8 +268,13 @@ class _Run:
                 if self.settings.checkpoint_every and done % self.settings.checkpoint_every == 0:
                     self._checkpoint(done)
             self._keep()
+            if self.folder is not None and self.rank == 0:
+                remove_older(self.folder / "checkpoints")
         if self.settings.trackers:
             self.accelerator.end_training()
+        if self.hollow is not None:
+            fill(self.hollow, self.task.model, self.task.device)
+            self.task.model = self.hollow
         self.task.merge_lora()
         self.task.model.eval()
         self.result.probe_cost = probe_cost
@@ -285,6 +310,9 @@ class _Run:
             )
             self.result.diverged = True
             return False
+        if self.folder is not None and self.rank == 0 and number == self.checkpointed:
+            # The weights of the newest checkpoint have just given a finite loss: older ones are not needed any more.
+            remove_older(self.folder / "checkpoints")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.result.steps = self.result.kept_step = number + 1
@@ -377,7 +405,7 @@ class _Run:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.precision == "bf16":
             return torch.autocast(self.task.device.type, dtype=torch.bfloat16)
-        return self.accelerator.autocast()
+        return nullcontext()
 
     def _clip(self) -> float:
         limit = self.settings.clip_norm or math.inf
@@ -420,19 +448,24 @@ class _Run:
         """Go back to the checkpoint that the rule keeps, or to the last good one after a divergence."""
         points = self.probe.points if self.probe else []
         if self.settings.stop.keep == "closest" and self.best is not None:
-            restore_state(self.task.model, None, self.best)
-            self.result.kept_step = min(points, key=self.probe.distance).step  # type: ignore[union-attr]
-        elif self.result.diverged:
+            self._go_back(self.best, min(points, key=self.probe.distance).step)  # type: ignore[union-attr]
+        elif self.result.diverged and self.result.steps > 0:
             good = [p for p in points if self._is_sound(p) and not self._is_collapsed(p)]
-            state = self.best if self.best is not None and good else None
-            if state is None and self.folder is not None:
-                stored = latest_checkpoint(self.folder / "checkpoints")
-                if stored is not None:
-                    restore_state(self.task.model, None, stored[0])
-                    self.result.kept_step = stored[1]["step"]
-            elif state is not None and self.result.steps != good[-1].step:
-                restore_state(self.task.model, None, state)
-                self.result.kept_step = good[-1].step
+            if good and self.best is not None:
+                self._go_back(self.best, good[-1].step)
+                return
+            # The weights of the last step are what broke: only an earlier checkpoint is good.
+            checkpoints = self.folder / "checkpoints" if self.folder else None
+            stored = latest_checkpoint(checkpoints, before=self.result.steps) if checkpoints else None
+            if stored is not None:
+                self._go_back(stored[0], stored[1]["step"])
+            else:
+                self.result.stop_reason += "; there is no checkpoint to go back to, so these are the last weights"
+
+    def _go_back(self, state: Mapping[str, Tensor], step: int) -> None:
+        if step != self.result.steps:
+            restore_state(self.task.model, None, state)
+        self.result.kept_step = step
 
     def _is_collapsed(self, point: ProbePoint) -> bool:
         assert self.probe is not None
@@ -450,7 +483,9 @@ class _Run:
             "probes": [p.to_dict() for p in self.probe.points] if self.probe else [],
             "probe_target": self.probe.target if self.probe else None,
             "settings": self.settings.model_dump(mode="json"),
+            "identity": self.identity,
         }
+        self.checkpointed = done
         if self.rank == 0:
             write_checkpoint(self.folder / "checkpoints", state, facts)
         self.accelerator.wait_for_everyone()
@@ -458,12 +493,16 @@ class _Run:
     def _resume(self) -> int:
         stored = latest_checkpoint(self.folder / "checkpoints") if self.folder else None
         if stored is None:
+            self._rewrite_log()
             return 0
         state, facts = stored
+        other = None
         if facts["settings"] != self.settings.model_dump(mode="json"):
-            raise BadInput(
-                Problem(str(self.folder), "holds checkpoints of a run with other settings", "use another folder")
-            )
+            other = "other settings"
+        elif facts["identity"] != self.identity:
+            other = "another method, other examples or another model"
+        if other is not None:
+            raise BadInput(Problem(str(self.folder), f"holds checkpoints of a run with {other}", "use another folder"))
         self.best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")} or None
         restore_state(self.task.model, self.optimizer, state)
         self.result.history = facts["history"]
@@ -472,12 +511,14 @@ class _Run:
             self.probe.target = facts["probe_target"]
         step = int(facts["step"])
         self.result.steps = self.result.kept_step = self.result.resumed_from = step
+        self.checkpointed = step
         self._rewrite_log()
         return step
 
     def _rewrite_log(self) -> None:
         if self.folder is None or self.rank != 0:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         probes = [{"probe": True, **p.to_dict()} for p in (self.probe.points if self.probe else [])]
         lines = sorted([*self.result.history, *probes], key=lambda r: (r["step"], "probe" in r))
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -487,7 +528,6 @@ class _Run:
         if "probe" not in record:
             self.result.history.append(record)
         if self.folder is not None and self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(record) + "\n")
         if self.settings.trackers:

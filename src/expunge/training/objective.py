@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from expunge.tasks.encoding import Positions
-from expunge.tasks.statistics import Statistics
+from expunge.tasks.statistics import IGNORED, Statistics
 
 Reduction = Literal["token_mean", "row_mean", "sequence_mean", "sequence_sum", "example_mean"]
 Reference = Literal["none", "sequence_nll", "rows"]
@@ -46,9 +46,16 @@ class Term:
     reference: Reference = "none"
     positions: Positions = "answer"
 
+    def __post_init__(self) -> None:
+        if self.positions != "answer" and self.reduction != "row_mean":
+            raise ValueError(f"term {self.name}: {self.reduction} is defined over answer rows, not {self.positions}")
+
     def partial_sum(self, statistics: Sequence[Statistics]) -> Tensor:
         """Return the un-normalised sum over a micro-batch; sums of micro-batches add up to the whole step's."""
         values = self.values(*statistics)
+        if self.positions == "answer" and self.reduction != "example_mean":
+            # Another term may have asked for more rows of the same streams.
+            values = values.masked_fill(statistics[0].targets == IGNORED, 0.0)
         if self.reduction == "sequence_mean":
             return (statistics[0].per_example(values) / statistics[0].counts).sum()
         return values.sum()
@@ -71,6 +78,12 @@ class Objective:
 
     terms: tuple[Term, ...]
     anchor: Stream = "forget"
+
+    def __post_init__(self) -> None:
+        for stream in self.streams():
+            wanted = {term.positions for term in self.active() if stream in term.streams}
+            if {"attended", "all"} <= wanted:
+                raise ValueError(f"two terms read different prompt rows of the {stream} stream")
 
     def active(self) -> tuple[Term, ...]:
         """Terms that are evaluated: those with a weight other than zero."""

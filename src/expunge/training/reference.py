@@ -7,13 +7,15 @@ bytes), or the last hidden rows of the answer tokens, from which one product wit
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.errors import BadInput, Problem
@@ -34,6 +36,7 @@ class ReferenceModel:
         encoded: the streams.
         used: per stream, indices of the examples that this process will see.
         cache: file to keep what was computed in, so that a resumed run reads the same numbers; None for memory only.
+        key: what the numbers depend on; a cache with another key is computed anew.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ReferenceModel:
         encoded: Mapping[Stream, Encoded],
         used: Mapping[Stream, Sequence[int]],
         cache: Path | None = None,
+        key: str = "",
     ):
         self.task = task
         self.objective = objective
@@ -53,8 +57,7 @@ class ReferenceModel:
         self.live: Any = None
         if all(need == "none" for need in self.needs.values()):
             return
-        if cache is not None and cache.is_file():
-            self._read(cache)
+        if cache is not None and self._read(cache, key):
             return
         if any(self.needs[s] == "rows" and self.positions[s] == "all" for s in encoded):
             # Padding rows depend on the batch they stand in: only a live model can give them.
@@ -62,7 +65,11 @@ class ReferenceModel:
         else:
             self._remember(encoded, used)
         if cache is not None and self.live is None:
-            save_file({**self.values, **{f"head.{k}": v for k, v in self.head.items()}}, cache)
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            scratch = cache.with_name(f"{cache.name}.writing")
+            head = {f"head.{k}": v for k, v in self.head.items()}
+            save_file({**self.values, **head}, scratch, metadata={"key": key})
+            os.replace(scratch, cache)
 
     def _keep_live(self) -> None:
         adapters = hasattr(self.task.model, "disable_adapter")
@@ -106,14 +113,21 @@ class ReferenceModel:
         replayed = self.task.head(stats.hidden, self.head)
         return bool(torch.allclose(replayed, stats.logits, rtol=1e-3, atol=1e-3))
 
-    def _read(self, cache: Path) -> None:
+    def _read(self, cache: Path, key: str) -> bool:
+        """Read a cache if it is there and holds the numbers of this key."""
+        if not cache.is_file():
+            return False
         try:
-            stored = load_file(cache, device=str(self.task.device))
+            with safe_open(cache, "pt", device=str(self.task.device)) as file:
+                if (file.metadata() or {}).get("key") != key:
+                    return False
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:
             fix = "delete it; it is computed anew"
             raise BadInput(Problem(str(cache), f"is damaged: {error}", fix)) from error
         self.head = {k.removeprefix("head."): v for k, v in stored.items() if k.startswith("head.")}
         self.values = {k: v for k, v in stored.items() if not k.startswith("head.")}
+        return True
 
     def attach(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
         """Give a batch's statistics what the objective needs of the reference model."""
