@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from expunge.verdict.calibration import World, error_rates, simulate
+from expunge.verdict.calibration import World, error_rates, simulate, table
 
 RUNS = 200
 
@@ -53,3 +53,9 @@ def test_error_rates_by_hand():
 def test_simulation_is_seeded():
     assert simulate(2, seed=3) == simulate(2, seed=3)
     assert simulate(1, seed=3) != simulate(1, seed=4)
+
+
+def test_the_table_of_the_docs_is_whole():
+    lines = table(2, examples=(10,), seed_sds=(0.05,)).splitlines()
+    assert len(lines) == 2 + 6
+    assert len({line.count("|") for line in lines}) == 1

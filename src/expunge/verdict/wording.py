@@ -35,7 +35,7 @@ def sentence(verdict: Verdict) -> str:
     if verdict.result == "removed":
         return (
             f"Removed: on {_all(len(tested))} the model is, within the stated margin, no different {_never(tested)} "
-            f"(such a claim is wrong in at most {verdict.settings.alpha:.0%} of cases)."
+            f"(a model outside it would pass in at most {verdict.settings.alpha:.0%} of cases)."
         )
     return f"Inconclusive: {_undecided(rows, verdict)}."
 
