@@ -309,7 +309,7 @@ def _finite(values: ArrayLike, where: str, ids: Sequence[str] | None = None) -> 
     array: Array = np.asarray(values, dtype=np.float64).ravel()
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
-        which = _name([ids[i] for i in bad]) if ids else f"position {', '.join(map(str, bad[:3]))}"
+        which = _name([ids[int(i)] for i in bad]) if ids else f"position {', '.join(map(str, bad[:3]))}"
         raise BadInput(
             Problem(where, f"is NaN or infinite at {which}", "find out why before averaging: it is not data")
         )
