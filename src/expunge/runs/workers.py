@@ -27,7 +27,7 @@ class Training:
         tokenizer: folder of the tokenizer.
         shape: sizes of the model, see ``Shape``.
         settings: of the training loop.
-        roles: which of the files it is trained on. ("retain",) alone is a retraining, and is recorded as one.
+        roles: which of the files it is trained on. ("retain",) beside a "forget" file is a retraining, recorded as one.
     """
 
     folder: Path
@@ -117,7 +117,7 @@ def train_one(training: Training) -> None:
     sets = {role: read_examples(str(path), role=role) for role, path in training.data.items()}
     shape = Shape(**training.shape)
     training.folder.mkdir(parents=True, exist_ok=True)
-    if training.roles == ("retain",):
+    if training.roles == ("retain",) and "forget" in sets:
         request = DeletionRequest(sets["forget"], sets["retain"])
         start = small_llama(tokenizer, shape, int(training.settings["seed"]))
         outcome = unlearn(start, request, "retrain", settings=training.settings, folder=training.folder)

@@ -1,0 +1,1 @@
+"""Published protocols: their data, their metrics, and the published numbers beside ours."""
