@@ -21,14 +21,17 @@ SHAPE = {"hidden": 128, "layers": 3, "heads": 4}
 TRAINING = {
     "epochs": 26, "batch_size": 32, "learning_rate": 3e-3, "weight_decay": 0.0, "warmup": 0.1, "schedule": "cosine",
 }  # fmt: skip
+# Found by trying a dozen settings on seed 0: forgets as far as the holdout's level and keeps the rest.
 FORGETTING = {
-    "retain": "kl",
+    "retain": "nll",
+    "retain_weight": 5.0,
+    "beta": 0.3,
     "learning_rate": 5e-4,
-    "epochs": 20,
-    "batch_size": 16,
+    "epochs": 40,
+    "batch_size": 32,
     "warmup": 0.0,
     "schedule": "constant",
-    "stop": {"every": 4, "forget_target": "holdout", "keep": "closest"},
+    "stop": {"every": 2, "forget_target": "holdout", "keep": "closest"},
 }
 VOCABULARY = 1024
 
