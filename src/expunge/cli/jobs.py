@@ -90,7 +90,7 @@ def unlearn(
     given = {"model": model, "forget": forget, "retain": retain, "holdout": holdout, "name": name, "scenario": scenario,
              "duplicates": duplicates, "oracle": oracle, "dtype": dtype, "device": device, "template": template,
              "chat": chat, "max_length": max_length, "method": method, "audits": audits, "seed": seed}  # fmt: skip
-    asked = _read(recipe, given, overrides, "unlearn")
+    asked = _read(recipe, given, overrides, "unlearn", out)
     folder = out if out is not None else Path("runs") / f"{_file_name(asked.name)}-{_file_name(asked.method)}"
     with Shown() as progress:
         progress.stage("starting")
@@ -146,7 +146,7 @@ def audit(
     given = {"model": model, "original": original, "forget": forget, "retain": retain, "holdout": holdout, "name": name,
              "scenario": scenario, "duplicates": duplicates, "oracle": oracle, "dtype": dtype, "device": device,
              "template": template, "chat": chat, "max_length": max_length, "audits": audits, "seed": seed}  # fmt: skip
-    asked = _read(recipe, given, overrides, "audit")
+    asked = _read(recipe, given, overrides, "audit", out)
     with Shown() as progress:
         progress.stage("starting")
         from expunge.runs.job import run_audit_job
@@ -156,10 +156,24 @@ def audit(
     check_required(require, found.verdict.result)
 
 
-def _read(recipe: Path | None, given: dict[str, Any], overrides: Sequence[str], command: Command) -> Recipe:
-    from expunge.runs.recipe import read_recipe
+def _read(
+    recipe: Path | None, given: dict[str, Any], overrides: Sequence[str], command: Command, out: Path | None
+) -> Recipe:
+    """Put the recipe together; if something is wrong with it, check the rest as well and report all of it."""
+    from expunge.runs.recipe import try_read_recipe
 
-    return read_recipe(recipe, given, overrides, command=command)
+    found, problems = try_read_recipe(recipe, given, overrides, command=command)
+    if problems and found is not None:
+        from expunge.runs.check import check
+        from expunge.runs.folder import RunFolder
+
+        try:
+            check(found, RunFolder(out) if out is not None else None, command)
+        except BadInput as error:
+            problems += error.problems
+    if problems or found is None:
+        raise BadInput(list(dict.fromkeys(problems)))
+    return found
 
 
 def _file_name(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
@@ -32,6 +32,10 @@ def methods(name: str | None = Named, as_json: bool = Json) -> None:
         show("Every one needs a forget set. `expunge methods NAME` lists settings, `--json` everything.")
     else:
         _show_one(found[0], [("Settings of the method", "settings"), ("Settings of training", "training")])
+        show(
+            "Where nothing is said about stop and checkpoint_every, `expunge unlearn` looks at 32 examples of each set "
+            "5 times and saves its state 10 times per run."
+        )
 
 
 def audits(name: str | None = Named, as_json: bool = Json) -> None:
@@ -43,8 +47,9 @@ def audits(name: str | None = Named, as_json: bool = Json) -> None:
     if as_json:
         show_json(found)
     elif name is None:
-        rows = [(a["name"], a["title"], ", ".join(a["needs"]) or "-", "yes" if a["default"] else "no") for a in found]
-        show_table("", ("name", "question", "needs", "by default"), rows)
+        rows = [(a["name"] + ("" if a["default"] else " *"), a["title"], ", ".join(a["needs"]) or "-") for a in found]
+        show_table("", ("name", "question", "needs"), rows)
+        show("* only where --audit or --set audits.NAME.KEY=VALUE names it.")
         show("`expunge audits NAME` lists settings, `--json` everything.")
     else:
         _show_one(found[0], [("Settings, given as --set audits." + found[0]["name"] + ".KEY=VALUE", "settings")])
@@ -95,6 +100,12 @@ def fields(settings: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
         if isinstance(value, BaseModel):
             found += fields(value, f"{prefix}{name}.")
             continue
+        nested = [t for t in get_args(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if value is None and nested:
+            # Off until one of its settings is given.
+            inner = fields(nested[0](), f"{prefix}{name}.")
+            found += [item | {"default": None, "when_on": item["default"]} for item in inner]
+            continue
         kind = field.annotation
         found.append(
             {
@@ -115,5 +126,11 @@ def _show_one(found: dict[str, Any], sections: list[tuple[str, str]]) -> None:
         show(f"Removal level: {found['removal_level']}")
     for title, key in sections:
         if found[key]:
-            rows = [(f["name"], str(f["default"]), f["description"]) for f in found[key]]
+            rows = [(f["name"], _value(f), f["description"]) for f in found[key]]
             show_table(title, ("name", "default", "what it is"), rows)
+
+
+def _value(field: dict[str, Any]) -> str:
+    if "when_on" in field:
+        return f"off ({field['when_on']})"
+    return "none" if field["default"] is None else str(field["default"])

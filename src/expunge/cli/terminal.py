@@ -157,6 +157,7 @@ def quiet_libraries() -> Iterator[None]:
     import warnings
 
     for name, value in {
+        "HF_HUB_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

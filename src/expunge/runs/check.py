@@ -103,8 +103,10 @@ def check(
                 progress.warn(problem)
         if method is not None:
             _try(problems, "method", lambda: method.check(cast("Any", CausalLM), request))
-    if method is not None and train is not None and train.stop.forget_target == "oracle" and not recipe.oracle:
-        problems.append(Problem("stop.forget_target", "is oracle and no oracle is there", "give --oracle MODEL"))
+    if train is not None:
+        problems += _blind(recipe, train)
+        if train.stop.forget_target == "oracle" and not recipe.oracle:
+            problems.append(Problem("stop.forget_target", "is oracle and no oracle is there", "give --oracle MODEL"))
     if problems or request is None or verdict is None:
         raise BadInput(list(dict.fromkeys(problems)))
     resolved = recipe.model_copy(
@@ -171,18 +173,33 @@ def loading_of(recipe: Recipe) -> dict[str, Any]:
 
 def _config(path: str) -> Any:
     """Read a model's configuration, or say what is wrong with the path."""
+    place = model_path(path)
+    if not Path(place).exists() and _is_local(path):
+        near = near_names(Path(path).name, _neighbours(Path(path)))
+        fix = near if near.startswith("did you mean") else f"give {_MODEL}"
+        raise BadInput(Problem(f"model {path}", "is not there", fix))
     try:
-        return config_of(model_path(path))
+        return config_of(place)
     except Exception as error:
-        what = "is not there" if _looks_local(path) and not Path(path).exists() else "holds no model"
-        if not _looks_local(path):
-            what = "is neither a folder nor a model that can be had from the hub now"
-        fix = "give a folder with config.json, *.safetensors and tokenizer files, a run folder, or a name on the hub"
-        raise BadInput(Problem(f"model {path}", what, fix)) from error
+        here = Path(place).exists()
+        what = "holds no model" if here else "is not a folder, and cannot be had from the hub now"
+        raise BadInput(Problem(f"model {path}", what, f"give {_MODEL}")) from error
 
 
-def _looks_local(path: str) -> bool:
-    return Path(path).exists() or path.count("/") != 1 or path.startswith((".", "/", "~"))
+_MODEL = "a folder with config.json, *.safetensors and tokenizer files, a run folder, or owner/name on the hub"
+
+
+def _is_local(path: str) -> bool:
+    """Say whether a path that does not exist was meant as one: only owner/name can be a name on the hub."""
+    owner, slash, name = path.partition("/")
+    return not slash or not name or "/" in name or owner in (".", "..", "~", "") or Path(owner).exists()
+
+
+def _neighbours(path: Path) -> list[str]:
+    try:
+        return [p.name for p in path.parent.iterdir() if p.is_dir()]
+    except OSError:
+        return []
 
 
 def _encoder(recipe: Recipe) -> TextEncoder:
@@ -212,14 +229,35 @@ def _resolved_settings(
     if isinstance(method, ObjectiveMethod):
         examples = len(getattr(request, method.objective().anchor))
         total = min(train.epochs * math.ceil(examples / train.batch_size), train.max_steps or 10**12)
-        heads = {key.partition(".")[0] for key in recipe.settings}
+        given = _dotted(recipe.settings)
         update: dict[str, Any] = {}
-        if "stop" not in heads:
-            update["stop"] = train.stop.model_copy(update={"every": math.ceil(total / LOOKS), "probe_size": LOOKED_AT})
-        if "checkpoint_every" not in heads:
+        if "stop.every" not in given:
+            size = train.stop.probe_size if any(key.startswith("stop.") for key in given) else LOOKED_AT
+            looks = {"every": math.ceil(total / LOOKS), "probe_size": size}
+            update["stop"] = train.stop.model_copy(update=looks)
+        if "checkpoint_every" not in given:
             update["checkpoint_every"] = math.ceil(total / CHECKPOINTS_PER_RUN)
         train = train.model_copy(update=update)
     return {**method.config.model_dump(mode="json"), **train.model_dump(mode="json")}
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted names of settings, however they were nested."""
+    found: set[str] = set()
+    for key, value in settings.items():
+        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}"}
+    return found
+
+
+def _blind(recipe: Recipe, train: TrainSettings) -> list[Problem]:
+    """Find rules for stopping that nobody would ever look at."""
+    stop = train.stop
+    if stop.every or "stop.every" not in _dotted(recipe.settings):
+        return []
+    rules = {"forget_target": stop.forget_target != "none", "retain_ceiling": stop.retain_ceiling is not None,
+             "keep": stop.keep != "last"}  # fmt: skip
+    fix = "give stop.every a number of steps, or take the rule out"
+    return [Problem(f"stop.{name}", "has no effect, because stop.every is 0", fix) for name, on in rules.items() if on]
 
 
 def _hashes(recipe: Recipe, request: DeletionRequest) -> dict[str, str]:

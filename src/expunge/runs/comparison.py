@@ -19,15 +19,16 @@ from expunge.runs.folder import REPORT_JSON
 MAIN = (
     ("probability", "forget_probability"),
     ("probability", "retain_probability"),
-    ("rouge", "forget_recall"),
-    ("rouge", "retain_recall"),
-    ("extraction_strength", "forget"),
-    ("truth_ratio", "forget"),
+    ("rouge", "forget_rouge_recall"),
+    ("rouge", "retain_rouge_recall"),
+    ("extraction_strength", "forget_extraction_strength"),
+    ("truth_ratio", "forget_truth_ratio"),
     ("membership", "loss_auc"),
     ("privleak", "privleak"),
     ("relearning", "heldout_gain"),
-    ("forget_quality", "p_value"),
+    ("forget_quality", "log10_p"),
     ("model_utility", "utility"),
+    ("weight_distance", "relative_distance"),
 )
 
 

@@ -29,7 +29,7 @@ SECTIONS = {"audits": "audit_settings", "verdict": "verdict", "limits": "audit_l
 class Recipe(BaseModel):
     """What to forget from what, how, and how to prove it. Unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     name: str = Field("request", min_length=1, description="a label for reports")
     model: str = Field(min_length=1, description="folder or hub name of the model (for `audit`: the one to judge)")
@@ -65,7 +65,7 @@ class Recipe(BaseModel):
 
 def to_yaml(recipe: Mapping[str, Any]) -> str:
     """Return the plain values of a recipe as YAML that ``read_recipe`` reads back to an equal recipe."""
-    return str(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100))
+    return str(yaml.dump(dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
 def read_recipe(
@@ -90,6 +90,24 @@ def read_recipe(
     Raises:
         BadInput: every problem of the file, the fields and the overrides in one error.
     """
+    recipe, problems = try_read_recipe(file, given, overrides, command=command)
+    if problems or recipe is None:
+        raise BadInput(problems)
+    return recipe
+
+
+def try_read_recipe(
+    file: str | Path | None = None,
+    given: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    command: Command = "unlearn",
+) -> tuple[Recipe | None, list[Problem]]:
+    """Read as ``read_recipe`` does, and return (recipe, problems) instead of raising.
+
+    With problems, the recipe is what is left without the parts that are wrong, so that the rest can be checked too; it
+    is None where something is left out that every recipe needs.
+    """
     problems: list[Problem] = []
     values, lines = _read_file(Path(file), problems) if file is not None else ({}, {})
     for key, value in (given or {}).items():
@@ -104,19 +122,25 @@ def read_recipe(
         if values.get(key):
             where = f"{file} line {lines[key]}, {key}" if key in lines else f"recipe: {key}"
             problems.append(Problem(where, f"is not used by `expunge {command}`", fix))
-    recipe = _validate(values, str(file) if file is not None else "", lines, problems)
-    if problems or recipe is None:
-        raise BadInput(problems)
-    return recipe
+            values.pop(key)
+    recipe, wrong = _validate(values, str(file) if file is not None else "", lines, problems)
+    if recipe is None:
+        recipe, _ = _validate({k: v for k, v in values.items() if k not in wrong}, "", {}, [])
+    return recipe, problems
 
 
-def _validate(values: Mapping[str, Any], file: str, lines: Mapping[str, int], problems: list[Problem]) -> Recipe | None:
+def _validate(
+    values: Mapping[str, Any], file: str, lines: Mapping[str, int], problems: list[Problem]
+) -> tuple[Recipe | None, set[str]]:
+    """Return the recipe, or None and the parts that are wrong."""
+    wrong: set[str] = set()
     try:
-        return Recipe(**values)
+        return Recipe(**values), wrong
     except ValidationError as error:
         for item in error.errors():
             # Union members and the like are pydantic's own words for where; the user knows the first parts only.
             parts = [str(part) for part in item["loc"]]
+            wrong.add(parts[0])
             key = parts[0] if len(parts) < 2 or isinstance(item["loc"][1], int) else ".".join(parts[:2])
             line = lines.get(key) or lines.get(parts[0])
             where = f"{file} line {line}, {key}" if line else f"recipe: {key}"
@@ -128,7 +152,7 @@ def _validate(values: Mapping[str, Any], file: str, lines: Mapping[str, int], pr
             else:
                 fix = Recipe.model_fields[parts[0]].description or "change the value"
                 problems.append(Problem(where, f"{_words(item['msg'])} (given: {item['input']!r:.80})", fix))
-        return None
+        return None, wrong
 
 
 def _whose(key: str) -> str:
@@ -205,11 +229,15 @@ _Loader.yaml_implicit_resolvers = {
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
-    list("-+0123456789."),
-)
+_FLOAT = re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that this reader or any other would take for something else."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _read_file(path: Path, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, int]]:

@@ -68,7 +68,7 @@ def samples(request: DeletionRequest, answers: Mapping[str, Mapping[str, Mapping
 
 
 def audit_limits(request: DeletionRequest, asked: Mapping[str, int] | None) -> dict[str, int]:
-    """Return how many examples of each set audits read at most, for the sets that have more.
+    """Return how many examples of each set audits read at most.
 
     By default every example to forget, and of the retain and holdout set as many as there are to forget (at least
     100), so that proving does not cost more than forgetting.
@@ -76,7 +76,7 @@ def audit_limits(request: DeletionRequest, asked: Mapping[str, int] | None) -> d
     sets = request.sets()
     default = max(AT_LEAST, len(sets["forget"]))
     limits = {role: default for role in sets if role != "forget"} | dict(asked or {})
-    return {role: limit for role, limit in limits.items() if role in sets and limit < len(sets[role])}
+    return {role: limit for role, limit in limits.items() if role in sets}
 
 
 def limit_notes(request: DeletionRequest, limits: Mapping[str, int], seed: int) -> list[str]:
@@ -85,6 +85,7 @@ def limit_notes(request: DeletionRequest, limits: Mapping[str, int], seed: int) 
     return [
         f"Audits read {limit} of the {len(sets[role])} {role} examples, drawn by seed {seed}, the same for every model."
         for role, limit in limits.items()
+        if limit < len(sets[role])
     ]
 
 

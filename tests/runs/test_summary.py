@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from expunge.audits.base import Finding
+from expunge.requests.request import DeletionRequest
+from expunge.runs import summary
+
+
+def examples(kind: str, count: int) -> Dataset:
+    rows = [{"id": f"{kind}{k}", "prompt": f"{kind} {k}?", "answer": f"{kind} {k}"} for k in range(count)]
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "asked", "expected", "notes"),
+    [
+        (10, 500, {}, {"retain": 100}, 1),
+        (200, 500, {}, {"retain": 200}, 1),
+        (200, 150, {}, {"retain": 200}, 0),
+        (10, 500, {"retain": 1000}, {"retain": 1000}, 0),
+        (10, 500, {"retain": 20, "forget": 5, "holdout": 3}, {"retain": 20, "forget": 5}, 2),
+    ],
+)
+def test_audits_read_as_much_as_there_is_to_forget(
+    forget: int, retain: int, asked: Mapping[str, int], expected: Mapping[str, int], notes: int
+) -> None:
+    request = DeletionRequest(examples("f", forget), examples("r", retain))
+    limits = summary.audit_limits(request, asked)
+    assert limits == expected
+    assert summary.audit_limits(request, limits) == limits  # so that a resolved recipe stays the same recipe
+    assert len(summary.limit_notes(request, limits, 0)) == notes
+
+
+def test_samples_keep_the_order_of_the_request_and_leave_out_what_was_not_asked() -> None:
+    request = DeletionRequest(examples("f", 3), examples("r", 60))
+    answers = {
+        "forget": {"f2": {"unlearned": "x"}, "f0": {"unlearned": "y"}},
+        "retain": {f"r{k}": {"unlearned": "z"} for k in range(60)},
+    }
+    found = summary.samples(request, answers)
+    assert [s.id for s in found[:2]] == ["f0", "f2"]
+    assert (found[0].prompt, found[0].gold, found[0].role) == ("f 0?", "f 0", "forget")
+    assert len([s for s in found if s.role == "retain"]) == summary.QUOTED["retain"]
+
+
+def done(steps: int, kept: int) -> dict[str, Any]:
+    probes = [{"step": s, "forget_nll": 1.0 + s, "retain_nll": None} for s in (0, kept, steps)]
+    return {
+        "training": {
+            "steps": steps,
+            "kept_step": kept,
+            "stop_reason": "all steps done",
+            "history": [
+                {"step": s + 1, "loss": 1.0, "loss/npo": float(s), "loss/retain_nll": 0.5} for s in range(steps)
+            ],
+            "probes": probes,
+            "probe_target": 2.5,
+        }
+    }
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    training = summary.training_summary(done(5000, 40))
+    assert training is not None
+    assert list(training.loss) == ["npo", "retain_nll"]
+    assert len(training.loss["npo"]) <= summary.DRAWN + 1
+    assert training.loss["npo"][0] == (1, 0.0)
+    assert training.loss["npo"][-1] == (5000, 4999.0)
+    assert [(p.step, p.kept) for p in training.path] == [(0, False), (40, True), (5000, False)]
+    assert "after step 40 were kept" in training.stop_reason
+
+
+def test_nothing_trained_is_no_curve() -> None:
+    assert summary.training_summary({"training": None}) is None
+
+
+def test_crashed_audits_are_named() -> None:
+    findings = [Finding("rouge", "crashed", note="x"), Finding("privleak", "no data")]
+    assert summary.crash_notes(findings) == ["Crashed and not counted in the verdict: rouge."]
+    assert summary.crash_notes(findings[1:]) == []
