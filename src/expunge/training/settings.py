@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 class Strict(BaseModel):
     """Base of every settings object: unknown keys are errors, values cannot change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StopSettings(Strict):
@@ -52,7 +52,9 @@ class TrainSettings(Strict):
     )
     learning_rate: PositiveFloat = Field(1e-5, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
-    warmup: float | Literal["epoch"] = Field("epoch", description="share of all steps that warm up, or one epoch")
+    warmup: Annotated[float, Field(ge=0, le=1)] | Literal["epoch"] = Field(
+        "epoch", description="share of all steps that warm up, or one epoch (at most half of all steps)"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after warm-up")
     clip_norm: PositiveFloat | None = Field(1.0, description="clip the gradient of the trained weights to this norm")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with full-precision weights")
