@@ -143,14 +143,15 @@ def make_world(out: Path, people: int, seed: int) -> dict[str, Path]:
         return files
     (out / "data").mkdir(parents=True, exist_ok=True)
     for role, examples in request.sets().items():
-        _write_lines(files[role], examples)
+        write_lines(files[role], examples)
     texts = [f"{row['prompt']} {row['answer']}" for examples in request.sets().values() for row in examples.to_list()]
     small_tokenizer(texts, VOCABULARY).save_pretrained(out / "models/tokenizer")
     marker.write_text(json.dumps(facts, indent=2), encoding="utf-8")
     return files
 
 
-def _write_lines(file: Path, examples: Dataset) -> None:
+def write_lines(file: Path, examples: Dataset) -> None:
+    """Write examples as JSON lines, without their ids, which follow from the content."""
     rows: list[Mapping[str, Any]] = examples.to_list()
     text = "".join(json.dumps({k: v for k, v in row.items() if k != "id"}, ensure_ascii=False) + "\n" for row in rows)
     file.write_text(text, encoding="utf-8")
