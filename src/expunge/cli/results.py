@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
 
 from expunge.cli.terminal import say, show, show_json, show_table
-from expunge.errors import Diverged, NotRemoved
+from expunge.errors import Diverged, ExpungeError, NotRemoved
 
 if TYPE_CHECKING:
     from expunge.reports.report import RunReport
@@ -14,29 +16,26 @@ if TYPE_CHECKING:
 
 
 def finish(done: JobResult, as_json: bool, required: str | None = None) -> None:
-    """Show a finished run and check what was asked of it.
-
-    Raises:
-        Diverged: training broke down; the run is complete with the last good model.
-        NotRemoved: the verdict is not the required one.
-    """
+    """Show a finished run and check what was asked of it; leaves with 1 where training broke down."""
     folder = done.folder.path
     if done.repeated:
         say(f"{folder} holds this run already; nothing was done again.")
     show_report(done.report, folder, as_json, diverged=done.diverged)
     if done.diverged:
-        raise Diverged(f"{folder}: the model is the last good one, because training stopped: {done.stop_reason}")
+        _leave(Diverged(f"{folder}: the model is the last good one, because training stopped: {done.stop_reason}"))
     check_required(required, done.result)
 
 
 def check_required(required: str | None, result: str) -> None:
-    """Refuse a verdict other than the required one.
-
-    Raises:
-        NotRemoved: it is another one.
-    """
+    """Leave with 3 if the verdict is not the required one."""
     if required is not None and result != required:
-        raise NotRemoved(f"the verdict is '{result}', and '{required}' was required")
+        _leave(NotRemoved(f"the verdict is '{result}', and '{required}' was required"))
+
+
+def _leave(error: ExpungeError) -> NoReturn:
+    """Leave after the result was shown: its JSON must stay the only one."""
+    say(str(error))
+    raise typer.Exit(error.exit_code)
 
 
 def as_dict(report: RunReport, folder: Path | None) -> dict[str, Any]:

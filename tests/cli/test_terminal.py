@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expunge.cli.terminal import Shown, show_json, show_table, wrap
+from expunge.errors import Problem
+
+
+@given(st.lists(st.text("abc -.", max_size=60), max_size=30).map(" ".join))
+def test_wrapping_loses_no_word_and_keeps_80_columns(text: str) -> None:
+    wrapped = wrap(text)
+    assert wrapped.split() == text.split()
+    assert all(len(line) <= 80 or " " not in line.strip() for line in wrapped.splitlines())
+
+
+def test_away_from_a_terminal_each_stage_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Shown() as shown:
+        shown.stage("loading [bold]x[/bold]")
+        shown.step(1, 2, {"loss": 1.0})
+        shown.warn(Problem("forget", "is small", "add more", "warning"))
+        shown.say("done")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["loading [bold]x[/bold] ...", "warning: forget: is small -> add more", "done"]
+
+
+def test_on_a_terminal_bars_go_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with Shown() as shown:
+        assert shown.bars is not None
+        shown.stage("a [1/2]")
+        shown.step(1, 2, {"loss": 1.0})
+        shown.warn(Problem("forget", "is [small]", "add more", "warning"))
+        shown.stage("b")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "a [1/2]:" in err
+    assert "is [small]" in err
+
+
+def test_json_never_holds_what_json_does_not_know() -> None:
+    with pytest.raises(ValueError):
+        show_json({"x": float("nan")})
+
+
+def test_cells_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table("", ("a",), [("0.5 [0.4, 0.6] [red]",)])
+    assert "[0.4, 0.6] [red]" in capsys.readouterr().out
