@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
-from expunge.audits.intervals import auc, statistic_interval
+from expunge.audits.intervals import auc, auc_interval, statistic_interval
 from expunge.audits.language.membership import min_k_score
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
@@ -77,30 +77,48 @@ class PrivLeak(Audit):
 
     def _estimates(self, seen: Observations, values: Values, model: str, oracle: str) -> dict[str, Estimate]:
         parity, settings = self.config.parity, {"seed": seen.seed, "resamples": self.config.resamples}
-
-        def area(parts: Mapping[str, Array]) -> float:
-            return auc(parts["forget"], parts["holdout"])
-
         sides = {role: values.get(model, role, "min_k") for role in ("forget", "holdout")}
         both = sides | {f"oracle {role}": values.get(oracle, role, "min_k") for role in sides}
-
-        def reference(parts: Mapping[str, Array]) -> float:
-            return auc(parts["oracle forget"], parts["oracle holdout"])
-
-        out = {"auc": statistic_interval(sides, area, **settings)}
+        if not all(both.values()):
+            nothing = Estimate(None, note="no example of the forget or holdout set has a token to score")
+            return {"auc": nothing, "privleak": nothing, "auc_difference": nothing}
+        out = {"auc": auc_interval(list(sides["forget"].values()), list(sides["holdout"].values()))}
         if seen.models[model] is seen.models[oracle]:
             itself = Estimate(None, note="this model is the reference")
             return out | {"privleak": itself, "auc_difference": itself}
-        out["auc_difference"] = statistic_interval(both, lambda p: area(p) - reference(p), **settings)
+        areas = _Areas()
+        out["auc_difference"] = statistic_interval(both, lambda parts: float(np.subtract(*areas(parts))), **settings)
         level = auc(list(both["oracle forget"].values()), list(both["oracle holdout"].values()))
         if level >= 1.0 and not parity:
             out["privleak"] = Estimate(
                 None, note="undefined: the oracle's AUC is 1, so forget and holdout differ anyway"
             )
-        else:
-            # A resample in which the oracle's AUC reaches 1 has no ratio; the denominator is held at one pair's weight.
-            least = 1.0 / (len(sides["forget"]) * len(sides["holdout"]))
-            out["privleak"] = statistic_interval(
-                both, lambda p: privleak(area(p), reference(p) if parity else min(reference(p), 1 - least)), **settings
-            )
+            return out
+        # A resample in which the oracle's AUC reaches 1 has no ratio; the denominator is held at one pair's weight.
+        most = 1.0 if parity else 1.0 - 1.0 / (len(sides["forget"]) * len(sides["holdout"]))
+
+        def ratio(parts: Mapping[str, Array]) -> float:
+            own, reference = areas(parts)
+            return privleak(own, min(reference, most), parity)
+
+        areas.rewind()
+        out["privleak"] = statistic_interval(both, ratio, **settings)
         return out
+
+
+class _Areas:
+    """AUCs of the model and of the oracle by turn: equal seeds draw the same resamples in the same order."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[float, float]] = []
+        self._turn = 0
+
+    def rewind(self) -> None:
+        self._turn = 0
+
+    def __call__(self, parts: Mapping[str, Array]) -> tuple[float, float]:
+        if self._turn == len(self._known):
+            own, reference = ((parts[f"{who}forget"], parts[f"{who}holdout"]) for who in ("", "oracle "))
+            self._known.append((auc(*own), auc(*reference)))
+        self._turn += 1
+        return self._known[self._turn - 1]
