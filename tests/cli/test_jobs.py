@@ -122,7 +122,16 @@ def test_ctrl_c_says_how_to_go_on(files: Any, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_process_that_is_interrupted_goes_on_in_another(files: Any, tmp_path: Path) -> None:
-    given = [*arguments(files, tmp_path / "run"), "--json", "--set", "epochs=200", "--set", "checkpoint_every=5"]
+    given = [
+        *arguments(files, tmp_path / "run"),
+        "--json",
+        "--set",
+        "epochs=200",
+        "--set",
+        "checkpoint_every=5",
+        "--set",
+        "stop.every=0",
+    ]
     first = subprocess.Popen(
         [sys.executable, "-m", "expunge", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -26,6 +26,16 @@ def test_away_from_a_terminal_each_stage_is_a_line(capsys: pytest.CaptureFixture
     assert err.splitlines() == ["loading [bold]x[/bold] ...", "warning: forget: is small -> add more", "done"]
 
 
+def test_of_several_processes_the_first_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with Shown() as shown:
+        shown.stage("loading")
+        shown.say("done")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_on_a_terminal_bars_go_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import textwrap
 import time
@@ -93,11 +94,13 @@ class Shown(Progress):
     def __init__(self, warnings: bool = True) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.warnings = warnings
+        # Of several processes of one job, the first speaks for all.
+        self.silent = os.environ.get("RANK", "0") != "0"
         self.bars: Bars | None = None
         self.task: TaskID | None = None
         self.title = ""
         self.began = time.perf_counter()
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.silent:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=18), MofNCompleteColumn(),
                        TimeElapsedColumn(), TextColumn("{task.fields[detail]}"))  # fmt: skip
             self.bars = Bars(*columns, console=self.console, transient=True)
@@ -117,7 +120,7 @@ class Shown(Progress):
         self.title, self.began = title, time.perf_counter()
         if self.bars is not None:
             self.task = self.bars.add_task(_escaped(title), total=None, detail="")
-        else:
+        elif not self.silent:
             say(f"{title} ...")
 
     def step(self, done: int, total: int, values: Mapping[str, float] | str = "") -> None:
@@ -136,7 +139,7 @@ class Shown(Progress):
     def _line(self, text: str) -> None:
         if self.bars is not None:
             self.console.print(wrap(text), markup=False, soft_wrap=True)
-        else:
+        elif not self.silent:
             say(text)
 
     def _end(self) -> None:
@@ -153,7 +156,6 @@ def _telling(values: Mapping[str, float]) -> Mapping[str, float]:
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keep the bars, advice and warnings of libraries off the screen, so that ours can be read."""
-    import os
     import warnings
 
     for name, value in {
