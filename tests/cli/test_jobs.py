@@ -126,7 +126,7 @@ def test_a_process_that_is_interrupted_goes_on_in_another(files: Any, tmp_path: 
         *arguments(files, tmp_path / "run"),
         "--json",
         "--set",
-        "epochs=200",
+        "epochs=80",
         "--set",
         "checkpoint_every=5",
         "--set",
