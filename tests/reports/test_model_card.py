@@ -50,7 +50,7 @@ def test_base_model_is_a_hub_name_or_absent(changed: Callable[..., RunReport]) -
 
 
 def test_a_card_tells_nothing_of_the_disk(changed: Callable[..., RunReport]) -> None:
-    text = render_model_card(changed(models={"original": ModelSummary("/home/someone/private/base")}))
+    text = render_model_card(changed(models={"original": ModelSummary("/srv/private/base")}))
     assert "| base, SHA-256" in text
     assert "someone" not in text
 

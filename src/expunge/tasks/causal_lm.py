@@ -158,7 +158,7 @@ class CausalLM(Task):
             self.tokenizer.save_pretrained(scratch)
             settings = {"template": self.encoder.template, "chat": self.encoder.chat, **(metadata or {})}
             (scratch / "expunge.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-            scratch.chmod(0o755)
+            _open_to_readers(scratch)
             if folder.exists():
                 os.replace(folder, replaced)
             os.replace(scratch, folder)
@@ -464,3 +464,12 @@ def _first_line(error: Exception) -> str:
 def config_of(path: str | Path) -> Any:
     """Read a model's configuration without its weights."""
     return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give a folder and its files the permissions that new ones usually get; temporary ones are private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
