@@ -292,10 +292,11 @@ class _Run:
         # Dropout must not depend on what ran before, or a resumed run would differ.
         torch.manual_seed(draw(self.settings.seed, "step", number, self.rank) % 2**63)
         work = [(g, terms, p) for g, terms in self.components for p in self._deal(step, g, self.rank)]
+        joined = {g: self._joins(step, g) for g, _ in self.components}
         sums: dict[str, Tensor] = {}
         for k, (group, terms, positions) in enumerate(work):
             with self._sync(last=k == len(work) - 1), self._autocast():
-                loss = self._loss(step, group, terms, positions, sums)
+                loss = self._loss(step, group, terms, positions, joined[group], sums)
                 loss.backward()
         names = list(sums)
         values = self.accelerator.reduce(torch.stack([sums[n] for n in names]), reduction="sum").tolist()
@@ -336,12 +337,13 @@ class _Run:
         group: Sequence[Stream],
         terms: Sequence[Term],
         positions: Sequence[int],
+        joined: bool,
         sums: dict[str, Tensor],
     ) -> Tensor:
         idle = not positions
         positions = positions or [0]
         parts = {s: self.streams[s].take([step.examples[s][p] for p in positions]) for s in group}
-        stats = dict(zip(group, self._forward(group, parts), strict=True))
+        stats = dict(zip(group, self._forward(group, parts, joined), strict=True))
         for stream in group:
             self.reference.attach(stats[stream], stream, parts[stream])
         loss = torch.zeros((), device=self.task.device)
@@ -353,8 +355,8 @@ class _Run:
         # Gradients are averaged over processes; the divisor already counts the examples of all of them.
         return loss * self.world
 
-    def _forward(self, group: Sequence[Stream], parts: Mapping[Stream, Encoded]) -> list[Any]:
-        if len(group) == 1 or (len(self.objective.components()) > 1 and self._too_padded(list(parts.values()))):
+    def _forward(self, group: Sequence[Stream], parts: Mapping[Stream, Encoded], joined: bool) -> list[Any]:
+        if not joined:
             return [
                 self.task.statistics(parts[s], positions=self.objective.positions(s), forward=self.forward)
                 for s in group
@@ -362,20 +364,26 @@ class _Run:
         joint = parts[group[0]]
         for stream in group[1:]:
             joint = joint + parts[stream]
-        widest = {self.objective.positions(s) for s in group}
-        if len(widest) > 1:
-            return [
-                self.task.statistics(parts[s], positions=self.objective.positions(s), forward=self.forward)
-                for s in group
-            ]
-        stats = self.task.statistics(joint, positions=widest.pop(), forward=self.forward)
+        stats = self.task.statistics(joint, positions=self.objective.positions(group[0]), forward=self.forward)
         return stats.split([len(parts[s]) for s in group])
 
-    @staticmethod
-    def _too_padded(parts: Sequence[Encoded]) -> bool:
-        widths = [max(e.length(i) for i in range(len(e))) for e in parts]
-        apart = sum(w * len(e) for w, e in zip(widths, parts, strict=True))
-        return max(widths) * sum(len(e) for e in parts) > SHARED_PADDING * apart
+    def _joins(self, step: Step, group: Sequence[Stream]) -> bool:
+        """Whether the streams of a group go through one forward in this step.
+
+        The answer is the same on every process: forwards are collective calls.
+        """
+        if len(group) == 1 or len({self.objective.positions(s) for s in group}) > 1:
+            return False
+        if len(self.objective.components()) == 1:
+            return True  # one term needs them all at once
+        apart = together = 0
+        for rank in range(self.world):
+            for positions in self._deal(step, group, rank):
+                chosen = positions or [0]
+                widths = [max(self.streams[s].length(step.examples[s][p]) for p in chosen) for s in group]
+                apart += sum(widths) * len(chosen)
+                together += max(widths) * len(group) * len(chosen)
+        return together <= SHARED_PADDING * apart
 
     def _sizes(self, step: Step, term: Term, group: Sequence[Stream]) -> tuple[int, int, int]:
         """Examples, labelled rows and read rows of a term's first stream in the whole step."""
