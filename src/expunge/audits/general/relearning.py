@@ -5,7 +5,8 @@ touch. Copies of every model are fine-tuned on half T with the same seeded batch
 that they were not shown.
 
 Per-example statistics for the verdict: ``relearned_heldout_nll`` (V) and ``relearned_trained_nll`` (T) after the full
-budget, against the oracle after the same. Holdout examples after the same budget are the control for V.
+budget, against the oracle after the same. Holdout examples after the same budget are the control for V; T has no
+control but the oracle, so without one it is no evidence.
 
 Source: Deeb & Roger 2024, Do Unlearning Methods Remove Information from Language Model Weights? (RTT).
 """
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 
-from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Plot, Scalar
+from expunge.audits.base import Audit, AuditConfig, Estimate, Evidence, Finding, Plot, Scalar
 from expunge.audits.examples import Pair
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
@@ -168,7 +169,7 @@ class Relearning(Audit):
             scalars=self._scalars(),
             estimates={model: self._estimates(seen, values, model, curves[model], goal) for model in seen.models},
             per_example=values.per_example(),
-            evidence=[*values.evidence(_HELD, "forget", "low"), *values.evidence(_SHOWN, "forget", "low")],
+            evidence=self._evidence(seen, values),
             plots=[
                 _plot("of the half that was not shown", {m: c["tested"] for m, c in curves.items()}),
                 _plot("of the half that was shown", {m: c["trained"] for m, c in curves.items()}),
@@ -258,6 +259,11 @@ class Relearning(Audit):
         return float(best)
 
     # ---- what is reported ------------------------------------------------------------------------------------------
+
+    def _evidence(self, seen: Observations, values: Values) -> list[Evidence]:
+        held = list(values.evidence(_HELD, "forget", "low"))
+        # Nothing but an oracle that was shown the same half is a control for that half.
+        return [*held, *values.evidence(_SHOWN, "forget", "low")] if seen.oracles else held
 
     def _scalars(self) -> list[Scalar]:
         last = self.config.steps[-1]
