@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expunge.errors import BadInput
 from expunge.tasks.encoding import Encoded
-from expunge.training.plan import Plan, draw, epoch_batches, learning_rate_factor, micro_batches, partners
+from expunge.training.plan import (
+    Plan,
+    draw,
+    epoch_batches,
+    learning_rate_factor,
+    micro_batches,
+    own_alternatives,
+    partners,
+)
 
 
 def encoded(lengths: list[int], name: str = "f") -> Encoded:
@@ -52,20 +61,40 @@ def test_the_order_of_the_files_changes_nothing(
 
 
 def test_partners_follow_from_seed_epoch_and_id_alone() -> None:
-    anchor, pool = encoded([3] * 40), encoded([3] * 50, "r")
+    anchor, ranked = encoded([3] * 40), list(range(50))
     everyone = list(range(40))
-    drawn = partners(anchor, everyone, pool, 0, 0)
-    assert partners(anchor, everyone[::-1], pool, 0, 0) == drawn[::-1], "company and position do not matter"
-    assert [partners(anchor, [i], pool, 0, 0)[0] for i in everyone] == drawn
-    assert partners(anchor, everyone, pool, 0, 1) != drawn
-    assert partners(anchor, everyone, pool, 1, 0) != drawn
+    drawn = partners(anchor, everyone, ranked, 0, 0)
+    assert partners(anchor, everyone[::-1], ranked, 0, 0) == drawn[::-1], "company and position do not matter"
+    assert [partners(anchor, [i], ranked, 0, 0)[0] for i in everyone] == drawn
+    assert partners(anchor, everyone, ranked, 0, 1) != drawn
+    assert partners(anchor, everyone, ranked, 1, 0) != drawn
 
 
 def test_partners_are_uniform_with_replacement() -> None:
-    anchor, pool = encoded([3] * 6000), encoded([3] * 6, "r")
-    counts = Counter(partners(anchor, range(6000), pool, 0, 0))
+    counts = Counter(partners(encoded([3] * 6000), range(6000), range(6), 0, 0))
     # Binomial(6000, 1/6): mean 1000, standard deviation 29.
     assert all(abs(counts[i] - 1000) < 120 for i in range(6))
+
+
+def test_every_example_meets_one_of_its_own_alternatives() -> None:
+    anchor = encoded([3] * 10)
+    names = [f"{identity}#{k}" for identity in anchor.ids for k in range(3)]
+    others = encoded([3] * 30)
+    pool = Encoded(names[::-1], others.tokens, others.starts)
+    plan = Plan({"forget": anchor, "alternative": pool}, "forget", batch_size=4, epochs=6, max_steps=None, seed=0)
+    met: set[str] = set()
+    for number in range(plan.total):
+        step = plan.step(number).examples
+        for mine, other in zip(step["forget"], step["alternative"], strict=True):
+            assert pool.ids[other].startswith(f"{anchor.ids[mine]}#")
+            met.add(pool.ids[other])
+    assert len(met) > 20, "each epoch draws anew"
+
+
+def test_an_example_without_an_alternative_is_named() -> None:
+    anchor, pool = encoded([3, 3]), encoded([3])
+    with pytest.raises(BadInput, match="1 example"):
+        own_alternatives(anchor, Encoded([f"{anchor.ids[0]}#0"], pool.tokens, pool.starts))
 
 
 def test_epochs_differ_and_steps_can_be_asked_in_any_order() -> None:
@@ -78,6 +107,13 @@ def test_epochs_differ_and_steps_can_be_asked_in_any_order() -> None:
     assert forward[:5] != forward[5:10]
     assert [plan.step(n).epoch for n in (0, 4, 5, 14)] == [0, 0, 1, 2]
     assert Plan(streams, "forget", batch_size=4, epochs=3, max_steps=7, seed=0).total == 7
+
+
+@pytest.mark.parametrize("count", [9, 16, 40, 64, 100])
+def test_small_sets_meet_in_new_batches_every_epoch(count: int) -> None:
+    small = encoded([5 + i % 7 for i in range(count)])
+    epochs = [{frozenset(b) for b in epoch_batches(small, 8, 0, epoch)} for epoch in range(4)]
+    assert len(set().union(*epochs)) == sum(map(len, epochs))
 
 
 def test_batches_hold_similar_lengths() -> None:

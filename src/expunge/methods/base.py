@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from datasets import Dataset
 from pydantic import BaseModel, ValidationError
 
 from expunge.errors import BadInput, Problem
 from expunge.registry import near_names
-from expunge.requests.request import DeletionRequest
+from expunge.requests.request import ROLES, DeletionRequest
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.training.loop import Progress, TrainResult, train
@@ -137,7 +138,12 @@ class ObjectiveMethod(Method):
 
     def required(self) -> tuple[str, ...]:
         """Example sets behind the streams of the objective."""
-        return tuple(s for s in self.objective().streams() if s != "forget")
+        return tuple(s for s in self.objective().streams() if s in ROLES and s != "forget")
+
+    def examples(self, stream: Stream, task: Task, request: DeletionRequest) -> Dataset:
+        """Return the examples of a stream; methods with alternative answers say here what these are."""
+        found: Dataset = getattr(request, stream)
+        return found
 
     def start(self, task: Task, run: Run) -> Task:
         """Return the model that training starts from: a copy of the one given."""
@@ -149,7 +155,7 @@ class ObjectiveMethod(Method):
         self._check_stop(run, request)
         objective = self.objective()
         model = self.start(task, run)
-        streams: dict[Stream, Any] = {s: model.encode(getattr(request, s)) for s in objective.streams()}
+        streams: dict[Stream, Any] = {s: model.encode(self.examples(s, model, request)) for s in objective.streams()}
         probe = None
         if run.train.stop.every:
             sets = {role: model.encode(examples) for role, examples in request.sets().items()}

@@ -14,7 +14,7 @@ from expunge.tasks.statistics import IGNORED, Statistics
 
 Reduction = Literal["token_mean", "row_mean", "sequence_mean", "sequence_sum", "example_mean"]
 Reference = Literal["none", "sequence_nll", "rows"]
-Stream = Literal["forget", "retain"]
+Stream = Literal["forget", "alternative", "retain"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Objective:
     def streams(self) -> tuple[Stream, ...]:
         """Streams that are read, the anchor first."""
         read = {stream for term in self.active() for stream in term.streams} | {self.anchor}
-        order: tuple[Stream, ...] = ("forget", "retain")
+        order: tuple[Stream, ...] = ("forget", "alternative", "retain")
         return (self.anchor, *(s for s in order if s in read and s != self.anchor))
 
     def reference(self, stream: Stream) -> Reference:

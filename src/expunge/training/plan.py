@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from expunge.errors import BadInput, Problem
 from expunge.tasks.encoding import Encoded
 from expunge.training.objective import Stream
 
-# A window of this many batches is sorted by length before it is cut into batches.
+# A window of this many batches, but of no more than half an epoch, is sorted by length before it is cut into batches:
+# sorting a whole epoch would put the same examples together in every epoch and under every seed.
 WINDOW = 8
 
 
@@ -35,29 +37,54 @@ class Step:
 def epoch_batches(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Cut one epoch into batches of similar length.
 
-    Examples are shuffled by a hash of (seed, epoch, id); windows of eight batches are sorted by length and cut; the
-    batches are shuffled again.
+    Examples are shuffled by a hash of (seed, epoch, id); windows of up to eight batches are sorted by length and cut;
+    the batches are shuffled again.
     """
     shuffled = sorted(range(len(encoded)), key=lambda i: (draw(seed, epoch, encoded.ids[i]), encoded.ids[i]))
     batches: list[list[int]] = []
-    window = WINDOW * batch_size
+    window = batch_size * max(1, min(WINDOW, math.ceil(len(shuffled) / batch_size) // 2))
     for start in range(0, len(shuffled), window):
         part = sorted(shuffled[start : start + window], key=lambda i: (encoded.length(i), encoded.ids[i]))
         batches += [part[k : k + batch_size] for k in range(0, len(part), batch_size)]
     return sorted(batches, key=lambda batch: draw(seed, epoch, "batch", encoded.ids[batch[0]]))
 
 
-def partners(anchor: Encoded, batch: Sequence[int], pool: Encoded, seed: int, epoch: int) -> list[int]:
+def partners(anchor: Encoded, batch: Sequence[int], ranked: Sequence[int], seed: int, epoch: int) -> list[int]:
     """Draw for every anchor example one partner, uniformly with replacement, by (seed, epoch, anchor id).
 
-    The pool is addressed in the order of its ids, so the order in which it was read does not matter.
+    Args:
+        anchor: the anchor stream.
+        batch: indices of the anchor examples.
+        ranked: indices of the pool in the order of its ids.
+        seed, epoch: of the draw.
     """
-    ranked = sorted(range(len(pool)), key=lambda i: pool.ids[i])
     return [ranked[draw(seed, epoch, anchor.ids[i], "partner") % len(ranked)] for i in batch]
+
+
+ALTERNATIVE = "#"
+
+
+def own_alternatives(anchor: Encoded, pool: Encoded) -> dict[str, list[int]]:
+    """Find for every anchor example its own entries in a pool, by their ids ``<anchor id>#<anything>``, sorted.
+
+    Raises:
+        BadInput: some anchor example has none.
+    """
+    own: dict[str, list[int]] = {identity: [] for identity in anchor.ids}
+    for index in sorted(range(len(pool)), key=lambda i: pool.ids[i]):
+        own.setdefault(pool.ids[index].partition(ALTERNATIVE)[0], []).append(index)
+    missing = [identity for identity in anchor.ids if not own[identity]]
+    if missing:
+        what = f"{len(missing)} example(s) have none, such as {missing[0]}"
+        raise BadInput(Problem("alternative answers", what, "give at least one per example to forget"))
+    return own
 
 
 class Plan:
     """All steps of a run.
+
+    The stream "alternative" holds other answers to the anchor's questions: each anchor example meets one of its own,
+    drawn by (seed, epoch, id). Every other stream supplies partners from all of it.
 
     Args:
         streams: the encoded examples, the anchor among them.
@@ -82,6 +109,9 @@ class Plan:
         self.steps_per_epoch = math.ceil(len(streams[anchor]) / batch_size)
         self.total = min(epochs * self.steps_per_epoch, max_steps or 10**12)
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        # In the order of ids, so that the order in which a stream was read does not matter.
+        self._ranked = {s: sorted(range(len(e)), key=e.ids.__getitem__) for s, e in streams.items()}
+        self._own = own_alternatives(streams[anchor], streams["alternative"]) if "alternative" in streams else {}
 
     def step(self, number: int) -> Step:
         """Return step ``number``, counted from 0."""
@@ -91,10 +121,16 @@ class Plan:
             self._epoch = (epoch, epoch_batches(anchor, self.batch_size, self.seed, epoch))
         batch = self._epoch[1][position]
         examples: dict[Stream, Sequence[int]] = {self.anchor: batch}
-        for name, pool in self.streams.items():
-            if name != self.anchor:
-                examples[name] = partners(anchor, batch, pool, self.seed, epoch)
+        for name in self.streams:
+            if name == "alternative":
+                examples[name] = [self._alternative(anchor.ids[i], epoch) for i in batch]
+            elif name != self.anchor:
+                examples[name] = partners(anchor, batch, self._ranked[name], self.seed, epoch)
         return Step(number, epoch, examples)
+
+    def _alternative(self, identity: str, epoch: int) -> int:
+        own = self._own[identity]
+        return own[draw(self.seed, epoch, identity, "alternative") % len(own)]
 
 
 def micro_batches(lengths: Sequence[int], rank: int, world: int, size: int | None) -> list[list[int]]:
