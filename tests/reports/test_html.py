@@ -262,3 +262,21 @@ def test_a_real_verdict_is_shown(changed: Callable[..., RunReport]) -> None:
     assert "answer nll" in page.text
     assert "knows more" in page.text
     assert page.text.count("Not removed:") == 0
+
+
+def test_what_many_numbers_say_stands_under_the_table_once(changed: Callable[..., RunReport]) -> None:
+    finding = Finding(
+        "probability",
+        scalars=[Scalar("a", "A", "share"), Scalar("b", "B", "share")],
+        estimates={
+            "unlearned": {
+                "a": Estimate(0.5, 0.4, 0.6, 9, note="few groups"),
+                "b": Estimate(0.5, 0.4, 0.6, 9, note="few groups"),
+            },
+            "original": {"a": Estimate(0.9, 0.8, 1.0, 9, note="alone"), "b": Estimate(None, note="few groups")},
+        },
+    )
+    page = render_html(changed(findings=[finding]))
+    assert page.count("Note 1: few groups") == 1
+    assert page.count("note 1<") == 2
+    assert page.count("alone") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ class FindingView:
     note: str
     attempted: str
     rows: Sequence[Row] = ()
+    footnotes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,13 @@ def _environment() -> Environment:
 def _finding(report: RunReport, finding: Finding, models: Sequence[str], colours: Mapping[str, str]) -> FindingView:
     about = report.audits.get(finding.audit)
     shown = [name for name in models if name in finding.estimates]
+    footnotes = _footnotes(finding, shown)
     rows = []
     for scalar in finding.scalars:
         absent = Estimate(None, note="not computed for this model")
         estimates = {name: finding.estimates[name].get(scalar.name, absent) for name in shown}
         sizes = {e.n for e in estimates.values() if e.n and wording.number(e.value) != wording.NO_DATA}
-        cells = [_cell(name, e, scalar.digits, len(sizes) > 1) for name, e in estimates.items()]
+        cells = [_cell(name, e, scalar.digits, len(sizes) > 1, footnotes) for name, e in estimates.items()]
         n = f"n = {wording.count(sizes.pop())}" if len(sizes) == 1 else ""
         knowing = wording.KNOWING[scalar.knowing_is]
         rows.append(Row(scalar.title, scalar.unit, knowing, cells, n, small_plots.whiskers(estimates, colours)))
@@ -177,10 +180,22 @@ def _finding(report: RunReport, finding: Finding, models: Sequence[str], colours
         note=finding.note,
         attempted=_yaml(finding.attempted),
         rows=rows,
+        footnotes=footnotes,
     )
 
 
-def _cell(model: str, estimate: Estimate, digits: int, with_n: bool) -> Cell:
+def _footnotes(finding: Finding, models: Sequence[str]) -> list[str]:
+    """Return what several numbers of a table have to say; it stands under the table once."""
+    said = Counter(
+        estimate.note
+        for name in models
+        for estimate in finding.estimates[name].values()
+        if estimate.note and estimate.value is not None
+    )
+    return [note for note, times in said.items() if times > 1]
+
+
+def _cell(model: str, estimate: Estimate, digits: int, with_n: bool, footnotes: Sequence[str]) -> Cell:
     text = wording.number(estimate.value, digits)
     if text == wording.NO_DATA:
         return Cell(model, text, detail=estimate.note or "no reason was given", missing=True)
@@ -189,7 +204,9 @@ def _cell(model: str, estimate: Estimate, digits: int, with_n: bool) -> Cell:
     else:
         interval = f"{wording.number(estimate.low, digits)} to {wording.number(estimate.high, digits)}"
     n = f"n = {wording.count(estimate.n)}" if with_n else ""
-    return Cell(model, text, interval, ", ".join(filter(None, (n, estimate.note))))
+    shared = estimate.note in footnotes
+    note = f"note {footnotes.index(estimate.note) + 1}" if shared else estimate.note
+    return Cell(model, text, interval, ", ".join(filter(None, (n, note))))
 
 
 def _tests(report: RunReport) -> list[dict[str, Any]]:
