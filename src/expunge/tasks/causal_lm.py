@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -33,7 +34,7 @@ from expunge.tasks.encoding import (
     length_batches,
     prompt_of,
 )
-from expunge.tasks.generation import greedy
+from expunge.tasks.generation import generate
 from expunge.tasks.statistics import Statistics, head_rows, token_statistics
 from expunge.tasks.tokens import TokenScores
 
@@ -102,6 +103,10 @@ class CausalLM(Task):
         """
         if dtype not in DTYPES:
             raise BadInput(Problem("dtype", f"'{dtype}' is not supported", f"use one of {', '.join(DTYPES)}"))
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise BadInput(Problem("device", f"'{device}' is not a device", "use cpu, cuda or cuda:0")) from error
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise BadInput(
                 Problem("device", f"'{device}' was asked for and no CUDA device is there", "use --device cpu")
@@ -372,18 +377,40 @@ class CausalLM(Task):
                     )
         return [scores for scores in out if scores is not None]
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: Sequence[int]) -> list[str]:
-        """Continue prompts greedily; each row stops at the end of sequence or at its own limit.
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: Sequence[int],
+        *,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[str]:
+        """Continue prompts; each row stops at the end of sequence or at its own limit.
 
         Args:
             prompts: what to continue.
             max_new_tokens: per prompt, the most new tokens.
+            temperature: 0 takes the most probable token; above, tokens are drawn from softmax(logits / temperature).
+            seed: of the draws, one for all rows or one per row. What a row draws follows from its seed and its prompt
+                alone, so two rows of one prompt need two seeds to differ.
 
         Returns:
             The new text per prompt, special tokens removed, stripped.
+
+        Raises:
+            BadInput: a temperature below 0 or not finite.
         """
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise BadInput(Problem("temperature", f"is {temperature}", "give 0 for greedy, or a number above"))
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         with self.asked():
-            rows = greedy(self, self.encoder.encode_prompts(prompts), list(max_new_tokens))
+            rows = generate(
+                self,
+                self.encoder.encode_prompts(prompts),
+                list(max_new_tokens),
+                temperature=temperature,
+                seeds=seeds,
+            )
         return [str(self.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
 
     def answer_nll(self, pairs: Sequence[tuple[Prompt, str]]) -> Tensor:

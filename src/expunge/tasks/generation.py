@@ -1,11 +1,15 @@
-"""Greedy generation that stops working on a row as soon as the row is finished."""
+"""Greedy or sampled generation that stops working on a row as soon as the row is finished."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -16,8 +20,15 @@ ROWS = 64
 COMPACT_AT = 0.25
 
 
-def greedy(task: CausalLM, prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
-    """Continue token prompts with the most probable token until each row ends.
+def generate(
+    task: CausalLM,
+    prompts: list[list[int]],
+    limits: list[int],
+    *,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
+) -> list[list[int]]:
+    """Continue token prompts until each row ends.
 
     Rows are sorted by prompt length and limit; when a quarter of a batch has finished, the cache is cut down to the
     rows that have not.
@@ -26,19 +37,53 @@ def greedy(task: CausalLM, prompts: list[list[int]], limits: list[int]) -> list[
         task: the model, already in evaluation mode without gradients.
         prompts: token ids per row.
         limits: most new tokens per row.
+        temperature: 0 takes the most probable token; above, tokens are drawn from softmax(logits / temperature).
+        seeds: per row, of its draws; not read at temperature 0.
 
     Returns:
         The new tokens per row, without the end of sequence.
     """
     out: list[list[int]] = [[] for _ in prompts]
+    luck = None
+    if temperature > 0:
+        luck = [uniforms(s, p, n) for s, p, n in zip(seeds, prompts, limits, strict=True)]
     order = sorted((i for i in range(len(prompts)) if limits[i] > 0), key=lambda i: (limits[i], len(prompts[i]), i))
     for start in range(0, len(order), ROWS):
-        _continue(task, order[start : start + ROWS], prompts, limits, out)
+        _continue(task, order[start : start + ROWS], prompts, limits, out, temperature, luck)
     return out
 
 
+def uniforms(seed: int, prompt: Sequence[int], count: int) -> NDArray[np.float64]:
+    """Return the numbers in [0, 1) that a row's tokens are drawn with; they follow from seed and prompt alone."""
+    digest = hashlib.blake2b(f"{seed} {list(prompt)}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big"))).random(count)
+
+
+def sample(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """Draw one token per row from softmax(logits / temperature) by inverting its distribution function.
+
+    Args:
+        logits: (B, V).
+        temperature: above 0.
+        uniform: (B,) float64 numbers in [0, 1).
+
+    Returns:
+        (B,) int64 tokens; the first whose cumulated probability exceeds the row's number.
+    """
+    # float64: rounding in a sum over a large vocabulary would otherwise reach the size of a rare token.
+    cumulated = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
+    chosen = torch.searchsorted(cumulated, (uniform * cumulated[:, -1])[:, None], right=True)[:, 0]
+    return chosen.clamp_max(logits.shape[-1] - 1)
+
+
 def _continue(
-    task: CausalLM, rows: list[int], prompts: list[list[int]], limits: list[int], out: list[list[int]]
+    task: CausalLM,
+    rows: list[int],
+    prompts: list[list[int]],
+    limits: list[int],
+    out: list[list[int]],
+    temperature: float,
+    luck: list[NDArray[np.float64]] | None,
 ) -> None:
     model, device = task.model, task.device
     ends = _end_ids(task)
@@ -73,7 +118,12 @@ def _continue(
         weights = task._matmul_weights
         task.cost.flops += 2 * weights["body"] * tokens.numel() + 2 * weights["head"] * len(living)
         cache = getattr(output, "past_key_values", None)
-        chosen: Tensor = output.logits[:, -1].argmax(-1)
+        chosen: Tensor
+        if luck is None:
+            chosen = output.logits[:, -1].argmax(-1)
+        else:
+            drawn = [luck[i][len(out[i])] if i >= 0 else 0.0 for i in living]
+            chosen = sample(output.logits[:, -1], temperature, torch.tensor(drawn, dtype=torch.float64, device=device))
         keep = []
         for k, token in enumerate(chosen.tolist()):
             if living[k] >= 0:

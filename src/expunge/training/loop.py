@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -162,6 +163,9 @@ class _Run:
         self.best: dict[str, Tensor] | None = None
         self.hollow: nn.Module | None = None
         self.checkpointed = -1  # the step of the newest checkpoint
+        # What was spent: before this process resumed, on probes, and what the task's account said at the start.
+        self.earlier, self.probe_cost, self.before = Cost(), Cost(), task.cost.snapshot()
+        self.began = time.perf_counter()
         self.identity = self._identify(identity) if folder is not None else ""
 
     # ---- setting up ------------------------------------------------------------------------------------------------
@@ -173,7 +177,7 @@ class _Run:
             digest.update(repr((term.name, term.streams, term.reduction, term.weight, term.positions)).encode())
         for stream, encoded in self.streams.items():
             digest.update(stream.encode())
-            for i in range(len(encoded)):
+            for i in sorted(range(len(encoded)), key=encoded.ids.__getitem__):
                 digest.update(f"{encoded.ids[i]} {encoded.starts[i]} ".encode() + encoded.tokens[i].tobytes())
         for name, parameter in self.task.named_parameters():
             digest.update(name.encode())
@@ -244,22 +248,20 @@ class _Run:
     # ---- running ---------------------------------------------------------------------------------------------------
 
     def go(self) -> TrainResult:
-        start = self.task.cost.snapshot()
-        probe_cost = Cost()
         with self.task.cost.measured():
             self._prepare()
             first = self._resume()
             if self.settings.trackers:
                 self.accelerator.init_trackers("expunge", config=self._flat_settings())
             if self.probe is not None and first == 0:
-                probe_cost += self._look(0)
+                self._look(0)
             for number in range(first, self.plan.total):
                 if not self._step(number):
                     break
                 done = number + 1
                 every = self.settings.stop.every
                 if self.probe is not None and (done % every == 0 or done == self.plan.total):
-                    probe_cost += self._look(done)
+                    self._look(done)
                     reason = self.probe.verdict()
                     if reason is not None:
                         self.result.stop_reason = reason
@@ -277,8 +279,7 @@ class _Run:
             self.task.model = self.hollow
         self.task.merge_lora()
         self.task.model.eval()
-        self.result.probe_cost = probe_cost
-        self.result.cost = self.task.cost - start - probe_cost
+        self.result.cost, self.result.probe_cost = self._spent(), self.probe_cost
         self.result.probes = self.probe.points if self.probe else []
         self.result.probe_target = self.probe.target if self.probe else None
         return self.result
@@ -427,7 +428,13 @@ class _Run:
 
     # ---- looking, keeping, resuming --------------------------------------------------------------------------------
 
-    def _look(self, step: int) -> Cost:
+    def _spent(self) -> Cost:
+        """What went into training so far, without the probes, in this process and those that it continues."""
+        spent = self.task.cost - self.before
+        spent.seconds = time.perf_counter() - self.began
+        return self.earlier + spent - self.probe_cost
+
+    def _look(self, step: int) -> None:
         assert self.probe is not None
         before = self.task.cost.snapshot()
         spent = Cost()
@@ -439,7 +446,7 @@ class _Run:
             self.best = gather_state(self.task.model, None)
         counted = self.task.cost - before
         counted.seconds = spent.seconds
-        return counted
+        self.probe_cost += counted
 
     def _is_worth_keeping(self, point: ProbePoint) -> bool:
         assert self.probe is not None
@@ -492,6 +499,8 @@ class _Run:
             "probe_target": self.probe.target if self.probe else None,
             "settings": self.settings.model_dump(mode="json"),
             "identity": self.identity,
+            "cost": (self._spent() + self.probe_cost).to_dict(),
+            "probe_cost": self.probe_cost.to_dict(),
         }
         self.checkpointed = done
         if self.rank == 0:
@@ -520,6 +529,8 @@ class _Run:
         step = int(facts["step"])
         self.result.steps = self.result.kept_step = self.result.resumed_from = step
         self.checkpointed = step
+        # What was read again from the checkpoint and the cache cost nothing but time.
+        self.earlier, self.probe_cost = Cost(**facts["cost"]), Cost(**facts["probe_cost"])
         self._rewrite_log()
         return step
 
