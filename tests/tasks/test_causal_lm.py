@@ -326,6 +326,8 @@ def saved(task: CausalLM, tmp_path: Path) -> Path:
 def test_bad_options_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match=r"dtype.*'int4'.*float32"):
         CausalLM.load(saved, dtype="int4")
+    with pytest.raises(BadInput, match="'gpu' is not a device"):
+        CausalLM.load(saved, device="gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BadInput, match="no CUDA device"):
         CausalLM.load(saved, device="cuda")

@@ -1,12 +1,14 @@
-"""Batched greedy generation against the library's own, row by row."""
+"""Batched generation against the library's own, row by row; sampling that depends on seed and prompt alone."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
+from expunge.errors import BadInput
 from expunge.tasks import generation
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.cost import Cost
@@ -107,3 +109,76 @@ def test_a_chat_model_is_asked_in_its_template(tiny_model: Any, make_tiny_tokeni
     ids = task.encoder.encode_prompts([turns])[0]
     assert task.tokenizer.decode(ids).endswith("<|assistant|>\n")
     assert task.generate([turns], [6]) == task.generate(["Who?"], [6]) == row_by_row(task, [turns], [6])  # type: ignore[list-item]
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_drawn_with_their_probabilities() -> None:
+    """Over evenly spaced numbers, each token comes up as often as softmax(logits / temperature) says."""
+    logits = torch.tensor([math.log(1), math.log(4), -math.inf, math.log(16)])
+    even = (torch.arange(700, dtype=torch.float64) + 0.5) / 700
+    plain = generation.sample(logits.expand(700, 4), 1.0, even).bincount(minlength=4)
+    assert plain.tolist() == pytest.approx([700 / 21, 4 * 700 / 21, 0, 16 * 700 / 21], abs=1)
+    flatter = generation.sample(logits.expand(700, 4), 2.0, even).bincount(minlength=4)  # square roots: 1 : 2 : 4
+    assert flatter.tolist() == [100, 200, 0, 400]
+
+
+def test_no_number_draws_what_has_no_probability() -> None:
+    logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]] * 2)
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert generation.sample(logits, 1.0, ends).tolist() == [1, 2]
+
+
+def test_samples_of_a_model_follow_its_prediction(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(tiny_model("llama", vocab=384)[0], tiny_tokenizer)
+    with torch.no_grad():  # few enough likely tokens to count
+        task.model.lm_head.weight.mul_(60)
+    prompt = task.encoder.encode_prompts(["Who?"])[0]
+    with torch.no_grad():
+        expected = 2000 * torch.softmax(task.model(torch.tensor([prompt])).logits[0, -1].double() / 1.5, dim=-1)
+    with task.asked():
+        rows = generation.generate(task, [prompt] * 2000, [1] * 2000, temperature=1.5, seeds=range(2000))
+    ends = generation._end_ids(task)
+    found = torch.tensor([row[0] if row else min(ends) for row in rows]).bincount(minlength=384)
+    likely = expected > 5
+    assert likely.sum() > 10
+    chi = ((found - expected).square() / expected)[likely].sum() + (found - expected)[~likely].sum().square() / (
+        expected[~likely].sum()
+    )
+    # 2000 seeds are fixed, so this cannot flicker; 5 standard deviations of a chi-square.
+    freedom = float(likely.sum())
+    assert chi < freedom + 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_what_a_row_draws_follows_from_its_seed_and_prompt_alone(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    task = CausalLM(lively(tiny_model(family, vocab=384)[0]), tiny_tokenizer)
+    state = torch.random.get_rng_state()
+    found = task.generate(PROMPTS, LIMITS, temperature=1.0, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    backwards = task.generate(PROMPTS[::-1], LIMITS[::-1], temperature=1.0, seed=5)
+    assert backwards[::-1] == found
+    alone = [task.generate([p], [n], temperature=1.0, seed=5)[0] for p, n in zip(PROMPTS, LIMITS, strict=True)]
+    assert alone == found
+    monkeypatch.setattr(generation, "ROWS", 2)
+    assert task.generate(PROMPTS, LIMITS, temperature=1.0, seed=[5] * 6) == found
+    longer = task.generate(PROMPTS, [n + 4 for n in LIMITS], temperature=1.0, seed=5)
+    assert all(text.startswith(short) for text, short in zip(longer, found, strict=True))
+    assert task.generate(PROMPTS, LIMITS, temperature=1.0, seed=6) != found
+    one = task.generate([PROMPTS[0]] * 3, [12] * 3, temperature=1.0, seed=[5, 6, 5])
+    assert one[0] == one[2] == found[0] != one[1]
+
+
+def test_towards_temperature_zero_it_is_greedy(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(lively(tiny_model("llama", vocab=384)[0]), tiny_tokenizer)
+    assert task.generate(PROMPTS, LIMITS, temperature=1e-6, seed=1) == task.generate(PROMPTS, LIMITS)
+
+
+@pytest.mark.parametrize("temperature", [-0.5, math.nan, math.inf])
+def test_a_temperature_that_is_none_is_refused(tiny_model: Any, tiny_tokenizer: Any, temperature: float) -> None:
+    task = CausalLM(tiny_model("llama", vocab=384)[0], tiny_tokenizer)
+    with pytest.raises(BadInput, match="temperature"):
+        task.generate(["Who?"], [3], temperature=temperature)
