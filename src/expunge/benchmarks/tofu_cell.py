@@ -78,8 +78,17 @@ class Remembering(CausalLM):
         self._scored.update(zip(new, super().score(list(new.values())), strict=True))
         return [self._scored[k] for k in keys]
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: Sequence[int]) -> list[str]:
-        """Continue the prompts that are new and recall the others."""
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: Sequence[int],
+        *,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+    ) -> list[str]:
+        """Continue the prompts that are new and recall the others; sampling is not remembered."""
+        if temperature > 0:
+            return super().generate(prompts, max_new_tokens, temperature=temperature, seed=seed)
         keys = [json.dumps([prompt, limit]) for prompt, limit in zip(prompts, max_new_tokens, strict=True)]
         new = {k: (p, n) for k, p, n in zip(keys, prompts, max_new_tokens, strict=True) if k not in self._said}
         said = super().generate([p for p, _ in new.values()], [n for _, n in new.values()])
@@ -134,7 +143,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             "path": [p.to_dict() for p in outcome.training.probes],
         }
     forget_nll, forget_probability = measure(task, {"forget": task.encode(split.train.forget)})["forget"]
-    target = measure(oracle, {"forget": oracle.encode(split.train.forget)})["forget"][0]
+    oracle_nll = measure(oracle, {"forget": oracle.encode(split.train.forget)})["forget"][0]
+    aimed = cell.settings.get("stop", {}).get("forget_target", "oracle")
     result = run_audits(
         {"unlearned": task, "oracle": oracle},
         split.audit,
@@ -149,7 +159,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "forget_nll": forget_nll,
         "forget_probability": forget_probability,
-        "oracle_nll": target,
+        "oracle_nll": oracle_nll,
+        "target_nll": oracle_nll if aimed == "oracle" else float(aimed),
         **_numbers(result),
         **training,
     }

@@ -214,14 +214,14 @@ def settle(method: type[Method], settings: Mapping[str, Any]) -> tuple[Method, T
     """
     own, loop = set(method.Config.model_fields), set(TrainSettings.model_fields)
     mine: dict[str, Any] = {}
-    theirs: dict[str, Any] = _nested(method.train_defaults)
+    theirs: dict[str, Any] = nested(method.train_defaults)
     problems: list[Problem] = []
     for key, value in settings.items():
         head, _, rest = key.partition(".")
         if not rest and key in own:
             mine[key] = value
         elif head in loop:
-            _merge(theirs, _nested({key: value}))
+            _merge(theirs, nested({key: value}))
         else:
             problems.append(
                 Problem(key, f"is not a setting of {method.id} or of training", near_names(key, sorted(own | loop)))
@@ -249,11 +249,12 @@ def validate(model: type[Any], values: Mapping[str, Any], where: str, problems: 
         return None
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested mappings: ``{"stop.every": 2}`` into ``{"stop": {"every": 2}}``."""
     out: dict[str, Any] = {}
     for key, value in flat.items():
         head, _, rest = key.partition(".")
-        _merge(out, {head: _nested({rest: value}) if rest else value})
+        _merge(out, {head: nested({rest: value}) if rest else value})
     return out
 
 
