@@ -1,0 +1,51 @@
+"""Cross-entropy against a target distribution that is made a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from expunge.training.objective import CHUNK
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    """Cross-entropy per row with the closed-form gradient ``softmax(logits) - target``.
+
+    The gradient is formed in the forward, chunk by chunk, so that one (R, V) tensor is kept; composing softmax,
+    log-softmax and a product would keep the whole target and three more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, logits: Tensor, target_logits: Callable[[slice], Tensor]
+    ) -> Tensor:
+        step = max(1, CHUNK // logits.shape[-1])
+        loss = logits.new_empty(len(logits))
+        gradient = torch.empty_like(logits)
+        for start in range(0, len(logits), step):
+            rows = slice(start, start + step)
+            target = torch.softmax(target_logits(rows), dim=-1)
+            log_probs = torch.log_softmax(logits[rows], dim=-1)
+            loss[rows] = -torch.einsum("rv,rv->r", target, log_probs)
+            gradient[rows] = log_probs.exp_().sub_(target)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * grads[0][:, None], None
+
+
+def soft_cross_entropy(logits: Tensor, target_logits: Callable[[slice], Tensor]) -> Tensor:
+    """(R,) cross-entropy ``-sum_v q_v log p_v`` in nats, ``p = softmax(logits)`` and ``q = softmax(target_logits)``.
+
+    Args:
+        logits: (R, V); the gradient reaches these only.
+        target_logits: gives the logits of the target at a slice of the rows, such as (r, V). It is called with slices
+            that bound memory, in order, and each result is used once.
+    """
+    loss: Tensor = _SoftCrossEntropy.apply(logits, target_logits)
+    return loss
