@@ -30,6 +30,9 @@ def tofu(
     model: str | None = typer.Option(None, help="Model trained on all of TOFU; trained here if left out."),
     oracle: list[str] = typer.Option([], help="Model trained without the split; repeatable."),
     out: Path = typer.Option(Path("runs/tofu"), help="Folder for models and tables.", metavar="FOLDER"),
+    kept: int | None = typer.Option(None, min=1, help="Use only so many of the kept rows; all if left out."),
+    audited: int = typer.Option(100, min=8, help="Kept, author and fact rows that audits read, each."),
+    jobs: int | None = typer.Option(None, min=1, help="Processes at a time; one per core if left out."),
     overrides: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="A setting of all methods; repeatable."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
@@ -48,6 +51,9 @@ def tofu(
             oracles=tuple(oracle),
             overrides=tuple(overrides),
             out=out,
+            kept=kept,
+            audited=audited,
+            jobs=jobs,
             progress=progress,
         )
     if as_json:

@@ -75,7 +75,7 @@ def run_demo(
     progress = progress or Progress()
     out = Path(out)
     data = make_world(out, people, seed)
-    settings = _forgetting(method)
+    settings = forgetting(method)
     models = [f"models/oracle{'' if k == 0 else f'-{k + 1}'}" for k in range(oracles)]
     recipe = read_recipe(
         None,
@@ -112,7 +112,7 @@ def run_demo(
     return result
 
 
-def _forgetting(method: str) -> dict[str, Any]:
+def forgetting(method: str) -> dict[str, Any]:
     """The demo's settings as far as the method knows them."""
     from expunge.methods.run import METHODS
     from expunge.training.settings import TrainSettings

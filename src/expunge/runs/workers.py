@@ -79,7 +79,7 @@ def run_trainings(trainings: Sequence[Training], progress: Progress, workers: in
 def _tell(trainings: Sequence[Training], progress: Progress) -> None:
     done, total, said = 0, 0, []
     for training in trainings:
-        step, steps = _last_step(training.folder / LOG)
+        step, steps = last_step(training.folder / LOG)
         done, total = done + step, total + (steps or 0)
         if step:
             said.append(f"{training.name} {100 * step // max(1, steps)}%")
@@ -87,7 +87,7 @@ def _tell(trainings: Sequence[Training], progress: Progress) -> None:
         progress.step(done, total, ", ".join(said))
 
 
-def _last_step(log: Path) -> tuple[int, int]:
+def last_step(log: Path) -> tuple[int, int]:
     """Return (steps done, steps in all) from the end of a log."""
     try:
         with open(log, "rb") as handle:
