@@ -155,14 +155,16 @@ class ObjectiveMethod(Method):
         self._check_stop(run, request)
         objective = self.objective()
         model = self.start(task, run)
+        before, started = model.cost.snapshot(), time.perf_counter()
         streams: dict[Stream, Any] = {s: model.encode(self.examples(s, model, request)) for s in objective.streams()}
+        prepared = model.cost - before  # some methods let the model write the examples
+        prepared.seconds = time.perf_counter() - started
         probe = None
         if run.train.stop.every:
             sets = {role: model.encode(examples) for role, examples in request.sets().items()}
             config = getattr(model.model, "config", None)
             vocabulary = config.get_text_config().vocab_size if config is not None else None
             probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, vocabulary)
-        started = time.perf_counter()
         outcome = train(
             model,
             objective,
@@ -173,8 +175,6 @@ class ObjectiveMethod(Method):
             progress=run.progress,
             identity=f"{self.id} {self.config.model_dump_json()}",
         )
-        cost = outcome.cost + outcome.probe_cost
-        cost.seconds = time.perf_counter() - started
         model.source = f"{self.id} of {task.source}"
         return Unlearned(
             model=model,
@@ -183,7 +183,7 @@ class ObjectiveMethod(Method):
             config=self.config.model_dump(mode="json"),
             train=run.train.model_dump(mode="json"),
             training=outcome,
-            cost=cost,
+            cost=prepared + outcome.cost + outcome.probe_cost,
         )
 
     def _check_stop(self, run: Run, request: DeletionRequest) -> None:

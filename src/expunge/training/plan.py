@@ -72,7 +72,7 @@ def own_alternatives(anchor: Encoded, pool: Encoded) -> dict[str, list[int]]:
     """
     own: dict[str, list[int]] = {identity: [] for identity in anchor.ids}
     for index in sorted(range(len(pool)), key=lambda i: pool.ids[i]):
-        own.setdefault(pool.ids[index].partition(ALTERNATIVE)[0], []).append(index)
+        own.setdefault(pool.ids[index].rpartition(ALTERNATIVE)[0], []).append(index)
     missing = [identity for identity in anchor.ids if not own[identity]]
     if missing:
         what = f"{len(missing)} example(s) have none, such as {missing[0]}"
