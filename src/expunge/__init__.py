@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.runs.audit import audit
     from expunge.data.request_files import read_request
     from expunge.methods.run import unlearn
     from expunge.requests.request import DeletionRequest
+    from expunge.runs.audit import audit
     from expunge.tasks.causal_lm import CausalLM
 
 __version__ = "0.1.0"
