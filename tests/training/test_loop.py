@@ -401,6 +401,21 @@ def test_training_stops_at_the_retain_ceiling(learned: CausalLM, encode: Encode)
     assert max(rise[:-1]) <= 0.05
 
 
+def test_at_the_ceiling_the_last_model_below_it_is_kept(learned: CausalLM, encode: Encode) -> None:
+    done, probe = probed(learned, encode, {"every": 1, "retain_ceiling": 0.05})
+    assert done.kept_step == done.steps - 1
+    again = Probe(probe.sets, probe.settings, 0, None, 384).look(learned, 0)
+    assert again.retain_nll == pytest.approx(done.probes[-2].retain_nll)
+
+
+def test_a_level_that_is_reached_already_costs_no_step(learned: CausalLM, encode: Encode, weights: Weights) -> None:
+    start = weights(learned)
+    done, _ = probed(learned, encode, {"every": 1, "forget_target": 0.001})
+    assert (done.steps, done.kept_step) == (0, 0)
+    assert "forget target reached" in done.stop_reason
+    assert all(torch.equal(v, start[n]) for n, v in weights(learned).items())
+
+
 def test_the_closest_probe_within_the_ceiling_is_kept(learned: CausalLM, encode: Encode) -> None:
     done, probe = probed(learned, encode, {"every": 2, "forget_target": 5.5, "keep": "closest"})
     closest = min(done.probes, key=lambda p: abs(p.forget_nll - 5.5))  # type: ignore[operator]

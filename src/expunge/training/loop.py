@@ -253,20 +253,14 @@ class _Run:
             first = self._resume()
             if self.settings.trackers:
                 self.accelerator.init_trackers("expunge", config=self._flat_settings())
-            if self.probe is not None and first == 0:
-                self._look(0)
+            # A level that is reached already needs no step.
+            finished = first == 0 and self._should_stop(0)
             for number in range(first, self.plan.total):
-                if not self._step(number):
+                if finished or not self._step(number):
                     break
                 done = number + 1
-                every = self.settings.stop.every
-                if self.probe is not None and (done % every == 0 or done == self.plan.total):
-                    self._look(done)
-                    reason = self.probe.verdict()
-                    if reason is not None:
-                        self.result.stop_reason = reason
-                        self.result.diverged = reason.startswith("collapsed")
-                        break
+                if self._should_stop(done):
+                    break
                 if self.settings.checkpoint_every and done % self.settings.checkpoint_every == 0:
                     self._checkpoint(done)
             self._keep()
@@ -448,24 +442,41 @@ class _Run:
         counted.seconds = spent.seconds
         self.probe_cost += counted
 
+    def _should_stop(self, done: int) -> bool:
+        """Audit a probe where it is due, and say whether a stopping rule holds; the reason goes into the result."""
+        if self.probe is None or not (done % self.settings.stop.every == 0 or done == self.plan.total):
+            return False
+        self._look(done)
+        reason = self.probe.verdict()
+        if reason is None:
+            return False
+        self.result.stop_reason = reason
+        self.result.diverged = reason.startswith("collapsed")
+        return True
+
     def _is_worth_keeping(self, point: ProbePoint) -> bool:
         assert self.probe is not None
         if self.settings.stop.keep == "closest":
             closest = min(self.probe.points, key=self.probe.distance)
             return closest is point and math.isfinite(self.probe.distance(point))
-        return self._is_sound(point) and not self._is_collapsed(point)
+        return self._is_good(point)
 
-    @staticmethod
-    def _is_sound(point: ProbePoint) -> bool:
-        return all(v is None or math.isfinite(v) for v in (point.forget_nll, point.retain_nll))
+    def _is_good(self, point: ProbePoint) -> bool:
+        """Whether a point's losses are finite, its retained knowledge is there and within the ceiling."""
+        assert self.probe is not None
+        sound = all(v is None or math.isfinite(v) for v in (point.forget_nll, point.retain_nll))
+        collapsed = point.retain_nll is not None and point.retain_nll > self.probe.ceiling
+        return sound and not collapsed and self.probe.within_ceiling(point)
 
     def _keep(self) -> None:
-        """Go back to the checkpoint that the rule keeps, or to the last good one after a divergence."""
+        """Go back to the checkpoint that the rule keeps, or to the last good one after damage."""
         points = self.probe.points if self.probe else []
         if self.settings.stop.keep == "closest" and self.best is not None:
             self._go_back(self.best, min(points, key=self.probe.distance).step)  # type: ignore[union-attr]
-        elif self.result.diverged and self.result.steps > 0:
-            good = [p for p in points if self._is_sound(p) and not self._is_collapsed(p)]
+            return
+        good = [p for p in points if self._is_good(p)]
+        damaged = self.result.diverged or (points and points[-1] not in good)
+        if damaged and self.result.steps > 0:
             if good and self.best is not None:
                 self._go_back(self.best, good[-1].step)
                 return
@@ -481,10 +492,6 @@ class _Run:
         if step != self.result.steps:
             restore_state(self.task.model, None, state)
         self.result.kept_step = step
-
-    def _is_collapsed(self, point: ProbePoint) -> bool:
-        assert self.probe is not None
-        return point.retain_nll is not None and point.retain_nll > self.probe.ceiling
 
     def _checkpoint(self, done: int) -> None:
         if self.folder is None:

@@ -99,24 +99,27 @@ class Probe:
         if point.retain_nll is not None and first.retain_nll is not None:
             if point.retain_nll > self.ceiling and first.retain_nll < self.ceiling:
                 return f"collapsed: retained answers are less likely than random tokens (NLL {point.retain_nll:.1f})"
-            allowed = self.settings.retain_ceiling
-            if allowed is not None and point.retain_nll > first.retain_nll + allowed:
+            if not self.within_ceiling(point):
                 return f"retain ceiling: NLL rose from {first.retain_nll:.3f} to {point.retain_nll:.3f} nats per token"
         if self.target is not None and point.forget_nll is not None and point.forget_nll >= self.target:
             return f"forget target reached: NLL {point.forget_nll:.3f} >= {self.target:.3f} nats per token"
         return None
 
+    def within_ceiling(self, point: ProbePoint) -> bool:
+        """Whether the retain NLL has not risen by more than the retain ceiling allows."""
+        first, allowed = self.points[0], self.settings.retain_ceiling
+        if allowed is None or point.retain_nll is None or first.retain_nll is None:
+            return True
+        return point.retain_nll <= first.retain_nll + allowed
+
     def distance(self, point: ProbePoint) -> float:
         """How far a point is from the forget target, in nats; infinite where retained knowledge broke."""
-        first = self.points[0]
         if point.forget_nll is None or not math.isfinite(point.forget_nll) or self.target is None:
             return math.inf
-        allowed = self.settings.retain_ceiling
-        if point.retain_nll is not None and first.retain_nll is not None:
-            if not math.isfinite(point.retain_nll):
-                return math.inf
-            if allowed is not None and point.retain_nll > first.retain_nll + allowed:
-                return math.inf
+        if point.retain_nll is not None and not math.isfinite(point.retain_nll):
+            return math.inf
+        if not self.within_ceiling(point):
+            return math.inf
         return abs(point.forget_nll - self.target)
 
 
