@@ -133,7 +133,12 @@ def test_a_process_that_is_interrupted_goes_on_in_another(files: Any, tmp_path: 
         "stop.every=0",
     ]
     first = subprocess.Popen(
-        [sys.executable, "-m", "expunge", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "expunge", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run that a shell started in the background is deaf to Ctrl-C, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.time() + 120
     while not any((tmp_path / "run").glob("checkpoints/step-*")) and time.time() < end:
