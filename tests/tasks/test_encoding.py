@@ -108,6 +108,20 @@ def test_earlier_turns_are_not_trained(make_tiny_tokenizer: Any) -> None:
     assert tokenizer.decode(encoded.tokens[0][encoded.starts[0] :], skip_special_tokens=True) == "Velburg."
 
 
+@pytest.mark.parametrize("begun", ["The answer is", "The answer is "])
+def test_an_answer_that_was_begun_is_gone_on_with(make_tiny_tokenizer: Any, begun: str) -> None:
+    tokenizer = make_tiny_tokenizer(chat=True)
+    encoder = TextEncoder(tokenizer)
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": begun}]
+    whole = encoder.encode([("Who?", "The answer is Tomas.")]).tokens[0]
+    encoded = encoder.encode([(turns, "Tomas.")])
+    assert encoded.tokens[0].tolist() == whole.tolist()
+    assert tokenizer.decode(encoded.tokens[0][encoded.starts[0] :], skip_special_tokens=True).strip() == "Tomas."
+    asked = encoder.encode_prompts([turns])[0]
+    assert whole[: len(asked)].tolist() == asked
+    assert len(asked) == encoded.starts[0]
+
+
 def test_a_template_is_ignored_or_insisted_on_by_option(make_tiny_tokenizer: Any) -> None:
     never = TextEncoder(make_tiny_tokenizer(chat=True), chat="never").encode([("Who?", "Tomas.")])
     plain = TextEncoder(make_tiny_tokenizer()).encode([("Who?", "Tomas.")])

@@ -137,6 +137,15 @@ def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return [*batches, current] if current else batches
 
 
+def _turns(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+
+
+def _is_begun(messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether the last turn is the beginning of an answer."""
+    return bool(messages) and messages[-1]["role"] == "assistant"
+
+
 class TextEncoder:
     """Turns (prompt, answer) pairs into tokens, and prompts into what a model is asked to continue.
 
@@ -144,7 +153,8 @@ class TextEncoder:
         tokenizer: any transformers tokenizer.
         template: how prompt and answer are joined when no chat template is used; ``{answer}`` comes last.
         chat: "auto" uses the tokenizer's chat template if it has one, "always" insists on it, "never" ignores it.
-            Examples given as chat messages always need it.
+            Examples given as chat messages always need it. Messages that end with a turn of the assistant are an answer
+            that was begun, which the model goes on with.
         max_length: longer examples are cut at the end; None for no limit.
     """
 
@@ -171,13 +181,17 @@ class TextEncoder:
     def render(self, prompt: Prompt, answer: str) -> tuple[str, int, bool]:
         """Return the full text, the character where the answer starts, and whether a chat template made it."""
         if not isinstance(prompt, str) or (self.uses_chat and prompt):
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+            messages = _turns(prompt)
             if not getattr(self.tokenizer, "chat_template", None):
                 raise BadInput(
                     Problem("messages", "the tokenizer has no chat template", "give prompt and answer columns")
                 )
-            full = self._chat([*messages, {"role": "assistant", "content": answer}], generation=False).rstrip()
-            asked = self._chat(messages, generation=True)
+            begun = messages[-1]["content"].rstrip(" ") if _is_begun(messages) else ""
+            glue = " " if begun and not (begun[-1].isspace() or answer[:1].isspace()) else ""
+            asked_turns = messages[:-1] if _is_begun(messages) else messages
+            told = {"role": "assistant", "content": begun + glue + answer}
+            full = self._chat([*asked_turns, told], generation=False).rstrip()
+            asked = self._asked(messages) + glue
             start = len(asked) if full.startswith(asked) else full.rfind(answer.strip())
             return full, start, True
         if not prompt:
@@ -191,6 +205,13 @@ class TextEncoder:
         if self.template == "{prompt} {answer}" and (prompt[-1:].isspace() or answer[:1].isspace()):
             return prompt
         return head
+
+    def _asked(self, messages: list[dict[str, str]]) -> str:
+        """What the model is asked to continue: an answer of its own, or the one that was begun for it."""
+        if _is_begun(messages):
+            begun = self.tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+            return str(begun).rstrip(" ")
+        return self._chat(messages, generation=True)
 
     def _chat(self, messages: list[dict[str, str]], *, generation: bool) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
@@ -259,10 +280,7 @@ class TextEncoder:
         out = []
         for prompt in prompts:
             if not isinstance(prompt, str) or (self.uses_chat and prompt):
-                messages = (
-                    [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-                )
-                row = self.tokenizer(self._chat(messages, generation=True), add_special_tokens=False)["input_ids"]
+                row = self.tokenizer(self._asked(_turns(prompt)), add_special_tokens=False)["input_ids"]
             else:
                 row = self.tokenizer(self._head(prompt, "x").rstrip(" ") if prompt else "")["input_ids"]
             if row and row[-1] == self.eos_id and len(row) > 1:
