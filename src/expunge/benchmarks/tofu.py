@@ -12,19 +12,21 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from expunge.audits.base import Estimate
+from pydantic import Field, PositiveInt
+
+from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
 from expunge.benchmarks.tofu_cell import Cell, run_cell
 from expunge.benchmarks.tofu_data import TofuSplit, find, load_split
+from expunge.benchmarks.tofu_result import COLUMNS, TofuResult
 from expunge.data.tokenizer import small_tokenizer
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import nested, settle
 from expunge.methods.run import METHODS
 from expunge.registry import near_names
-from expunge.reports.leaderboard import CellValue, Column, over_seeds, render_table, to_csv, to_markdown
+from expunge.reports.leaderboard import to_csv
 from expunge.requests.request import example_id
 from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
@@ -42,189 +44,80 @@ SCRATCH = {
 SMALL = {"learning_rate": 3e-4, "epochs": 80, "max_steps": 80, "warmup": 0.0, "schedule": "constant", "batch_size": 32}
 # Its force fades at a few nats per token over beta; the authors' beta for forget05, at full weight, gets far enough.
 SMALL_OWN: dict[str, dict[str, Any]] = {"simnpo": {"beta": 2.5, "forget_weight": 1.0}}
-COLUMNS = (
-    Column("method", "Method"),
-    Column("forget_nll", "Forget NLL", digits=2),
-    Column("model_utility/utility", "Model utility", "high"),
-    Column("forget_quality/log10_p", "Forget quality, log10 p", "high", digits=2),
-    Column("probability/retain_probability", "Retain probability", "high"),
-    Column("rouge/retain_rouge_recall", "Retain ROUGE-L", "high"),
-    Column("rouge/forget_rouge_recall", "Forget ROUGE-L"),
-    Column("extraction_strength/forget_extraction_strength", "Extraction strength"),
-    Column("steps", "Steps", digits=0),
-    Column("matched", "Matched"),
-)
 
 
-@dataclass(frozen=True)
-class TofuResult:
-    """The tables of a run and everything behind them.
+class TofuOptions(BenchOptions):
+    """Options of ``expunge bench tofu``."""
 
-    Attributes:
-        cells: one record per method, seed and split.
-        facts: recipe, versions, hardware, date, rows in use.
-    """
-
-    cells: Sequence[Mapping[str, Any]]
-    facts: Mapping[str, Any]
-
-    def splits(self) -> list[str]:
-        """Splits in the order they were run."""
-        return list(dict.fromkeys(str(c["split"]) for c in self.cells))
-
-    def rows(self, split: str) -> list[dict[str, CellValue]]:
-        """One row per method of a split, every number summarised over seeds."""
-        rows: list[dict[str, CellValue]] = []
-        cells = [c for c in self.cells if c["split"] == split]
-        for method in dict.fromkeys(str(c["method"]) for c in cells):
-            mine = [c for c in cells if c["method"] == method]
-            row: dict[str, CellValue] = {"method": method}
-            for column in COLUMNS[1:-1]:
-                row[column.key] = over_seeds([c.get(column.key) for c in mine])
-            row["matched"] = f"{sum(matched(c) for c in mine)} of {len(mine)}"
-            rows.append(row)
-        return rows
-
-    def difference(self, split: str, a: str, b: str, key: str = "model_utility/utility") -> Estimate:
-        """Paired difference a - b over seeds at which both forgot equally much, with Student's t interval."""
-        found: dict[str, dict[int, float]] = {a: {}, b: {}}
-        for c in self.cells:
-            if c["split"] == split and c["method"] in found and c.get(key) is not None and matched(c):
-                found[str(c["method"])][int(c["seed"])] = float(c[key])
-        return over_seeds([found[a][s] - found[b][s] for s in sorted(set(found[a]) & set(found[b]))])
-
-    def sentences(self, split: str) -> list[str]:
-        """Say whether NPO keeps more utility than gradient ascent at equal forgetting, whichever way it came out."""
-        difference = self.difference(split, "npo", "gradient_ascent")
-        if difference.value is None:
-            there = {c["method"] for c in self.cells if c["split"] == split}
-            asked = {"npo", "gradient_ascent"} <= there
-            return (
-                ["NPO and gradient ascent reached equal forgetting at no common seed: not comparable."] if asked else []
-            )
-        low, high = difference.low, difference.high
-        if low is None or high is None:
-            claim = "one seed gives no interval, so nothing can be concluded"
-        elif low > 0:
-            claim = "NPO keeps more utility than gradient ascent at equal forgetting"
-        elif high < 0:
-            claim = "NPO keeps less utility than gradient ascent at equal forgetting"
-        else:
-            claim = "no difference in utility between NPO and gradient ascent is shown at equal forgetting"
-        interval = f" [{low:+.3f}, {high:+.3f}]" if low is not None and high is not None else ""
-        found = f"{difference.value:+.3f}{interval}, n = {difference.n} seeds"
-        return [f"NPO minus gradient ascent, model utility: {found}: {claim}."]
-
-    def notes(self) -> list[str]:
-        """What to know when reading the tables."""
-        f = self.facts
-        return [
-            "Mean over seeds with Student's t 95 % interval. Every method keeps the checkpoint whose forget loss is "
-            f"closest to one level ({f['target']}); matched: seeds that came within 10 % of the way from the "
-            "original's loss to it. Rows that are not matched must not be compared on utility.",
-            f"Models: {f['models']}. Rows: {f['rows']}.",
-            "Forget quality depends on the number of rows and cannot be compared across splits.",
-        ]
-
-    def to_markdown(self) -> str:
-        """The tables as Markdown."""
-        parts = []
-        for split in self.splits():
-            notes = [*self.sentences(split), *self.notes()]
-            parts.append(to_markdown(self.rows(split), COLUMNS, f"TOFU {split}", notes))
-        return "\n\n".join(parts)
-
-    def to_html(self) -> str:
-        """The tables as HTML fragments."""
-        return "\n".join(
-            render_table(self.rows(s), COLUMNS, f"TOFU {s}", [*self.sentences(s), *self.notes()]) for s in self.splits()
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return {"facts": dict(self.facts), "cells": [dict(c) for c in self.cells]}
-
-
-def matched(cell: Mapping[str, Any]) -> bool:
-    """Whether a cell's forget loss is within a tenth of the way from the original's to the level aimed at."""
-    gap = abs(cell["target_nll"] - cell["original_nll"])
-    return bool(abs(cell["forget_nll"] - cell["target_nll"]) <= 0.1 * gap)
-
-
-def run_tofu(
-    *,
-    data: str | None = None,
-    splits: Sequence[str] = ("forget01",),
-    methods: Sequence[str] = SIX,
-    seeds: Sequence[int] = (0, 1, 2),
-    model: str | None = None,
-    oracles: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    out: str | Path = "runs/tofu",
-    kept: int | None = None,
-    audited: int = 100,
-    jobs: int | None = None,
-    progress: Progress | None = None,
-) -> TofuResult:
-    """Run the protocol, or finish one that was stopped.
-
-    Args:
-        data: folder of the TOFU files; see ``tofu_data.find``.
-        splits: forgetting tasks.
-        methods: ids of methods; "retrain" is the oracle compared with another oracle.
-        seeds: of the methods.
-        model, oracles: checkpoints trained on all rows, and without each split (one per split, in order). Without them
-            small models are trained from nothing, cached under ``out``.
-        overrides: ``key=value`` settings of every method that knows them.
-        out: folder for models, cells and tables.
-        kept: use only so many of the kept rows (for small machines); None for all.
-        audited: kept, author and fact rows that audits read, each.
-        jobs: processes at a time; the number of usable cores by default.
-        progress: hears what is being done.
-
-    Raises:
-        BadInput: unknown split, method or setting, missing files, or checkpoints for some of the splits only.
-    """
-    progress, out, where = progress or Progress(), Path(out), find(data)
-    given = nested(read_recipe(None, {"model": "-", "forget": "-"}, overrides).settings)
-    problems = [Problem("--seeds", "are missing", "give at least one")] if not seeds else []
-    if (model is None and oracles) or (model is not None and len(oracles) != len(splits)):
-        what = f"{len(oracles)} given for {len(splits)} split(s)"
-        problems.append(Problem("--oracle", what, "give --model, and one oracle for each split"))
-    if model is not None and "retrain" in methods:
-        problems.append(Problem("--methods", "retrain means training a checkpoint's like", "leave it out with --model"))
-    settings = _settings(methods, given, {} if model is not None else SMALL, problems)
-    if problems:
-        raise BadInput(problems)
-    progress.stage(f"reading TOFU from {where}")
-    loaded = {name: load_split(where, name, kept) for name in splits}
-    if model is None:
-        start, references = _train(out, loaded, sorted(set(seeds)), "retrain" in methods, kept, progress, jobs)
-    else:
-        start, references = model, {name: [oracle] for name, oracle in zip(splits, oracles, strict=True)}
-    cells = list(_cells(out, where, loaded, kept, methods, seeds, start, references, settings, audited))
-    progress.stage(f"running {len(cells)} cells: methods times seeds times splits")
-    records = _run_all(cells, progress, jobs)
-    originals = {r["split"]: r["forget_nll"] for r in records if r["method"] == "original"}
-    result = TofuResult(
-        [{**r, "original_nll": originals[r["split"]]} for r in records],
-        {
-            "date": now(), "versions": versions(), "hardware": hardware(), "where": "files" if data else where,
-            "settings": settings, "target": _target(settings), "seeds": list(seeds), "audited": audited,
-            "models": f"checkpoint {model}" if model else f"Llama {SHAPE}, BPE {VOCABULARY}, from nothing, {SCRATCH}",
-            "rows": "; ".join(
-                f"{n}: {len(s.train.forget)} to forget, {s.kept_rows[1]} of {s.kept_rows[0]} kept"
-                for n, s in loaded.items()
-            ),
-        },
-    )  # fmt: skip
-    (out / "results.json").write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
-    (out / "table.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
-    (out / "table.html").write_text(_page(result.to_html()), encoding="utf-8")
-    (out / "table.csv").write_text(
-        "\n".join(to_csv(result.rows(split), COLUMNS) for split in result.splits()), encoding="utf-8"
+    data: Annotated[str | None, Flag(metavar="FOLDER")] = Field(
+        None, description="Folder of the TOFU files; $EXPUNGE_DATA/tofu or the hub if left out."
     )
-    return result
+    split: tuple[str, ...] = Field(
+        ("forget01",), min_length=1, description="forget01, forget05 or forget10; repeatable."
+    )
+    methods: tuple[str, ...] = Field(SIX, min_length=1, description="Methods; retrain compares oracles.")
+    model: Annotated[str | None, Flag(metavar="MODEL")] = Field(
+        None, description="Model trained on all of TOFU; trained here if left out."
+    )
+    oracle: Annotated[tuple[str, ...], Flag(metavar="MODEL", whole=True)] = Field(
+        (), description="Model trained without the split; repeatable, one per split in their order."
+    )
+    out: Annotated[Path, Flag(metavar="FOLDER")] = Field(Path("runs/tofu"), description="Folder for models and tables.")
+    kept: PositiveInt | None = Field(None, description="Use only so many of the kept rows; all if left out.")
+    audited: int = Field(100, ge=8, description="Kept, author and fact rows that audits read, each.")
+
+
+class Tofu(Benchmark[TofuOptions]):
+    """Methods times seeds on the published files; without checkpoints, on small models trained from nothing."""
+
+    id = "tofu"
+    title = "Forgetting fictitious authors, methods compared at matched forgetting"
+    paper = "Maini et al. 2024, TOFU (arXiv:2401.06121)"
+    Options = TofuOptions
+
+    def run(self, options: TofuOptions, progress: Progress) -> TofuResult:
+        out, where, model, kept = options.out, find(options.data), options.model, options.kept
+        splits, methods, seeds, oracles = options.split, options.methods, options.seeds, options.oracle
+        given = nested(read_recipe(None, {"model": "-", "forget": "-"}, options.overrides).settings)
+        problems: list[Problem] = []
+        if (model is None and oracles) or (model is not None and len(oracles) != len(splits)):
+            what = f"{len(oracles)} given for {len(splits)} split(s)"
+            problems.append(Problem("--oracle", what, "give --model, and one oracle for each split"))
+        if model is not None and "retrain" in methods:
+            problems.append(
+                Problem("--methods", "retrain means training a checkpoint's like", "leave it out with --model")
+            )
+        settings = _settings(methods, given, {} if model is not None else SMALL, problems)
+        if problems:
+            raise BadInput(problems)
+        progress.stage(f"reading TOFU from {where}")
+        loaded = {name: load_split(where, name, kept) for name in splits}
+        if model is None:
+            start, references = _train(
+                out, loaded, sorted(set(seeds)), "retrain" in methods, kept, progress, options.jobs
+            )
+        else:
+            start, references = model, {name: [oracle] for name, oracle in zip(splits, oracles, strict=True)}
+        cells = list(_cells(out, where, loaded, kept, methods, seeds, start, references, settings, options.audited))
+        progress.stage(f"running {len(cells)} cells: methods times seeds times splits")
+        records = _run_all(cells, progress, options.jobs)
+        originals = {r["split"]: r["forget_nll"] for r in records if r["method"] == "original"}
+        scratch = f"Llama {SHAPE}, BPE {VOCABULARY}, from nothing, {SCRATCH}"
+        result = TofuResult(
+            [{**r, "original_nll": originals[r["split"]]} for r in records],
+            {
+                "date": now(), "versions": versions(), "hardware": hardware(),
+                "where": "files" if options.data else where,
+                "settings": settings, "target": _target(settings), "seeds": list(seeds), "audited": options.audited,
+                "models": f"checkpoint {model}" if model else scratch,
+                "rows": "; ".join(
+                    f"{n}: {len(s.train.forget)} to forget, {s.kept_rows[1]} of {s.kept_rows[0]} kept"
+                    for n, s in loaded.items()
+                ),
+            },
+        )  # fmt: skip
+        _write(result, out)
+        return result
 
 
 def _settings(
@@ -251,6 +144,14 @@ def _settings(
 def _target(settings: Mapping[str, Mapping[str, Any]]) -> str:
     levels = sorted({str(chosen["stop"]["forget_target"]) for chosen in settings.values()})
     return ", ".join("the oracle's" if level == "oracle" else f"{level} nats per token" for level in levels)
+
+
+def _write(result: TofuResult, out: Path) -> None:
+    (out / "results.json").write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+    (out / "table.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
+    (out / "table.html").write_text(_page(result.to_html()), encoding="utf-8")
+    tables = [to_csv(result.rows(split), COLUMNS) for split in result.splits()]
+    (out / "table.csv").write_text("\n".join(tables), encoding="utf-8")
 
 
 def _page(body: str) -> str:

@@ -1,69 +1,117 @@
-"""``expunge bench``: published protocols."""
+"""``expunge bench``: published protocols. Each is a command because its file is there; its options are its fields."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from expunge.cli.terminal import Shown, show, show_json
-from expunge.errors import BadInput, Problem
+from expunge.cli.terminal import Shown, show, show_json, show_table
 
-bench = typer.Typer(help="Run a published protocol and compare methods.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from expunge.benchmarks.base import Benchmark
+
+HELP = "Run a published protocol and compare methods; without a name, list them."
+
+
+class Benches(TyperGroup):
+    """The benchmarks as commands, read from their room when one is asked for, so that other commands start quickly."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the name of every benchmark."""
+        del ctx
+        from expunge.benchmarks.base import BENCHMARKS
+
+        return BENCHMARKS.names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Build the command of one benchmark.
+
+        Raises:
+            BadInput: no such benchmark; the message suggests near names.
+        """
+        if cmd_name.startswith("-"):
+            return super().get_command(ctx, cmd_name)
+        from expunge.benchmarks.base import BENCHMARKS
+
+        return command_of(BENCHMARKS.get(cmd_name))
+
+
+bench = typer.Typer(cls=Benches, help=HELP, invoke_without_command=True)
 
 
 @bench.callback()
-def start() -> None:
-    """Run a published protocol and compare methods."""
-
-
-@bench.command("tofu")
-def tofu(
-    data: str | None = typer.Option(
-        None, help="Folder of the TOFU files; $EXPUNGE_DATA/tofu or the hub if left out.", metavar="FOLDER"
-    ),
-    split: list[str] = typer.Option(["forget01"], help="forget01, forget05 or forget10; repeatable."),
-    methods: str = typer.Option(
-        "retrain,finetune,gradient_ascent,grad_diff,npo,simnpo", help="Methods, separated by commas."
-    ),
-    seeds: str = typer.Option("0,1,2", help="Seeds, separated by commas."),
-    model: str | None = typer.Option(None, help="Model trained on all of TOFU; trained here if left out."),
-    oracle: list[str] = typer.Option([], help="Model trained without the split; repeatable."),
-    out: Path = typer.Option(Path("runs/tofu"), help="Folder for models and tables.", metavar="FOLDER"),
-    kept: int | None = typer.Option(None, min=1, help="Use only so many of the kept rows; all if left out."),
-    audited: int = typer.Option(100, min=8, help="Kept, author and fact rows that audits read, each."),
-    jobs: int | None = typer.Option(None, min=1, help="Processes at a time; one per core if left out."),
-    overrides: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="A setting of all methods; repeatable."),
-    as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+def start(
+    context: typer.Context, as_json: bool = typer.Option(False, "--json", help="Print the list as JSON.")
 ) -> None:
-    """Run the TOFU protocol: methods times seeds, at matched forgetting."""
-    numbers = _seeds(seeds)
-    with Shown() as progress:
-        progress.stage("starting")
-        from expunge.benchmarks.tofu import run_tofu
+    """Run a published protocol and compare methods; without a name, list them."""
+    if context.invoked_subcommand is not None:
+        return
+    from expunge.benchmarks.base import BENCHMARKS
 
-        result = run_tofu(
-            data=data,
-            splits=tuple(split),
-            methods=tuple(part.strip() for part in methods.split(",") if part.strip()),
-            seeds=numbers,
-            model=model,
-            oracles=tuple(oracle),
-            overrides=tuple(overrides),
-            out=out,
-            kept=kept,
-            audited=audited,
-            jobs=jobs,
-            progress=progress,
-        )
+    found = [{"name": b.id, "title": b.title, "paper": b.paper, "module": b.__module__} for b in BENCHMARKS.classes()]
     if as_json:
-        show_json(result.to_dict())
+        show_json(found)
     else:
-        show(result.to_markdown())
+        show_table("", ("name", "what it measures", "paper"), [(b["name"], b["title"], b["paper"]) for b in found])
+        show("`expunge bench NAME --help` lists the options.")
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise BadInput(Problem("--seeds", f"'{text}' is not a list of numbers", "write it like --seeds 0,1,2"))
-    return tuple(int(part) for part in parts)
+def command_of(benchmark: type[Benchmark[Any]]) -> Any:
+    """Return the command that runs a benchmark: an option per field of its options, and ``--json``."""
+    from expunge.benchmarks.base import read_options
+
+    fields = benchmark.Options.model_fields
+
+    def run(as_json: bool, **given: Any) -> None:
+        options = read_options(benchmark.Options, given)
+        with Shown() as progress:
+            progress.stage("starting")
+            result = benchmark().run(options, progress)
+        if as_json:
+            show_json(result.to_dict())
+        else:
+            show(result.to_markdown())
+
+    parameters = [_parameter(name, field) for name, field in fields.items()]
+    as_json = typer.Option(False, "--json", help="Print the result as JSON.")
+    parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=as_json, annotation=bool))
+    call: Callable[..., None] = run
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    one = typer.Typer(add_completion=False)
+    one.command(benchmark.id, help=f"{benchmark.title}.\n\nPaper: {benchmark.paper}")(call)
+    return get_command(one)
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Turn a field into an option. Values are checked by the options themselves, so that all that is wrong is said."""
+    from expunge.benchmarks.base import flag_of
+
+    flag = flag_of(name, field)
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind not in (type(None), Ellipsis)]
+    many = isinstance(field.default, tuple)
+    on_off = not many and kinds == [bool]
+    annotation: Any = list[str] if many else bool if on_off else str | None
+    shown = ", ".join(map(str, field.default)) if many else str(field.default)
+    default = "" if on_off or field.default in (None, ()) else f" Default: {shown}."
+    option = typer.Option(
+        [] if many else field.default if on_off else None,
+        flag.name if not on_off else f"{flag.name}/--no-{flag.name.removeprefix('--')}",
+        help=f"{field.description}{default}",
+        metavar=None if on_off else flag.metavar or _metavar(kinds[0]),
+        show_default=False,
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+
+
+def _metavar(kind: Any) -> str:
+    bare = getattr(kind, "__origin__", kind)  # a number with bounds is written as Annotated
+    return {int: "NUMBER", float: "NUMBER", Path: "PATH"}.get(bare, "TEXT")
