@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from expunge.audits.examples import Pair
     from expunge.audits.observations import Observations
 
 Status = Literal["measured", "no data", "crashed"]
@@ -183,6 +184,10 @@ class Audit(ABC):
     def reading(self, seen: Observations) -> Sequence[tuple[str, str]]:
         """Return what ``run`` will read of these models; ``reads`` unless what is there decides."""
         return self.reads
+
+    def asks(self, seen: Observations) -> Sequence[Pair]:
+        """Return the (prompt, answer) pairs beyond ``reading`` that ``run`` will score; they join the shared pass."""
+        return ()
 
     def prepare(self, seen: Observations) -> None:  # noqa: B027 - most audits need nothing prepared
         """Add example sets that the settings name; called before anything is computed.

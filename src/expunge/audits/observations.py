@@ -188,6 +188,19 @@ class Observations:
         found = {i: [slot.scores[_key(*pair)] for pair in row] for i, row in pairs.items()}
         return found if field == "perturbed_answers" else {i: row[0] for i, row in found.items()}
 
+    def pair_scores(self, model: str, pairs: Sequence[Pair]) -> list[TokenScores]:
+        """Return the token scores of any (prompt, answer) pairs under a model, in their order.
+
+        Raises:
+            BrokenScores: some of these scores are NaN or infinite.
+        """
+        slot = self._slots[model]
+        slot.counts.sequences_asked += len(pairs)
+        self._score(slot, [pairs])
+        if bad := sum(_key(*pair) in slot.broken for pair in pairs):
+            raise BrokenScores(f"model '{model}' gives NaN or infinite scores for {bad} of {len(pairs)} sequences")
+        return [slot.scores[_key(*pair)] for pair in pairs]
+
     def _score(self, slot: _Seen, wanted: Iterable[Sequence[Pair]]) -> None:
         missing = {key: pair for row in wanted for pair in row if (key := _key(*pair)) not in slot.scores}
         if not missing:
@@ -283,10 +296,8 @@ class Observations:
     def prefetch_scores(self, audits: Sequence[Audit], model: str) -> None:
         """Run everything that these audits will read from a model's teacher-forced pass, in one call."""
         reads = dict.fromkeys(read for audit in audits for read in audit.reading(self))
-        self._score(
-            self._slots[model],
-            [row for role, name in reads for row in self.examples.pairs(role, cast(Field, name)).values()],
-        )
+        wanted = [row for role, name in reads for row in self.examples.pairs(role, cast(Field, name)).values()]
+        self._score(self._slots[model], [*wanted, *(audit.asks(self) for audit in audits)])
 
     def prefetch_generations(self, audits: Sequence[Audit], model: str) -> None:
         """Generate everything that these audits will read from a model, in one call."""

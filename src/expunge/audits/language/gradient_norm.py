@@ -10,7 +10,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Finding
-from expunge.audits.language.membership import attack_estimates, attack_scalars, roc_plot
+from expunge.audits.language.membership import attack_finding
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 
@@ -35,14 +35,6 @@ class GradientNorm(Audit):
             for role in ("forget", "holdout"):
                 norms = seen.gradient_norms(model, role, self.config.order)
                 values.add(model, role, "gradient_norm", {i: -norm for i, norm in norms.items()})
-        return Finding(
-            self.id,
-            scalars=attack_scalars("gradient_norm", "Gradient norm"),
-            estimates={model: attack_estimates(seen, values, model, "gradient_norm") for model in seen.models},
-            per_example=values.per_example(),
-            plots=[roc_plot(values, list(seen.models), "gradient_norm", "gradient norm")],
-            attempted={
-                "order": self.config.order,
-                "backward passes": sum(len(seen.rows(role)) for role in ("forget", "holdout")),
-            },
-        )
+        passes = sum(len(seen.rows(role)) for role in ("forget", "holdout"))
+        attempted = {"order": self.config.order, "backward passes": passes}
+        return attack_finding(self.id, seen, values, "gradient_norm", "Gradient norm", attempted)

@@ -12,7 +12,7 @@ Sources: Yeom et al. 2018 (loss); Carlini et al. 2021 (zlib, reference); Shi et 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,35 @@ def roc_plot(values: Values, models: list[str], name: str, title: str) -> Plot:
             fpr, tpr = roc_curve(list(members.values()), list(others.values()))
             series[model] = list(zip(fpr.tolist(), tpr.tolist(), strict=True))
     return Plot("roc", f"Telling forget from holdout: {title}", "false positive rate", "true positive rate", series)
+
+
+def attack_finding(
+    audit: str, seen: Observations, values: Values, name: str, title: str, attempted: Mapping[str, Any], note: str = ""
+) -> Finding:
+    """Return the finding of an audit that is one membership score.
+
+    Args:
+        audit: id of the audit.
+        seen: the observations.
+        values: holds the score ``name`` for the forget and the holdout set.
+        name, title: of the score.
+        attempted, note: as in ``Finding``.
+    """
+    if not all(values.get("unlearned", role, name) for role in ("forget", "holdout")):
+        return Finding(audit, "no data", note=note or "no example of the forget or of the holdout set can be scored")
+    return Finding(
+        audit,
+        scalars=attack_scalars(name, title),
+        estimates={model: attack_estimates(seen, values, model, name) for model in seen.models},
+        per_example=values.per_example(),
+        plots=[roc_plot(values, list(seen.models), name, title)],
+        attempted={
+            **attempted,
+            "members": len(values.get("unlearned", "forget", name)),
+            "non-members": len(values.get("unlearned", "holdout", name)),
+        },
+        note=note,
+    )
 
 
 class Membership(Audit):
