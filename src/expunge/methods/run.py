@@ -11,7 +11,7 @@ from expunge.methods.base import Method, Run, Unlearned, settle
 from expunge.registry import Registry
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
-from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.loading import load_task
 from expunge.training.loop import Progress
 
 METHODS: Registry[Method] = Registry("expunge.methods", Method, "method")  # type: ignore[type-abstract]
@@ -30,7 +30,7 @@ def unlearn(
     """Return a new model that has forgotten what the request names; the given model is left unchanged.
 
     Args:
-        model: a task (such as ``CausalLM``), or a folder or hub name of a causal language model.
+        model: a task (such as ``CausalLM``), or a folder or hub name of a model of any kind.
         request: what to forget, keep and compare with.
         method: id of a method (see ``expunge methods``), or a configured method.
         settings: ``key: value`` pairs for the method and the training loop; dotted keys reach into "stop" and "lora".
@@ -41,7 +41,7 @@ def unlearn(
     Raises:
         BadInput: unknown method or setting, missing example set, wrong kind of model. Nothing has been computed then.
     """
-    task = model if isinstance(model, Task) else CausalLM.load(model)
+    task = model if isinstance(model, Task) else load_task(model)
     if isinstance(method, str):
         chosen, train = settle(METHODS.get(method), dict(settings or {}))
     else:

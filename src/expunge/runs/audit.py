@@ -77,7 +77,7 @@ def audit(
     """Ask whether a model has forgotten what a request names. No model that is given is changed.
 
     Args:
-        model: the model to judge: a folder or hub name, a ``CausalLM``, what ``unlearn`` returned, or anything that
+        model: the model to judge: a folder or hub name, a task, what ``unlearn`` returned, or anything that
             offers ``score``, ``generate`` and ``copy``.
         request: what was to be forgotten and kept, and what was never seen.
         original: the model before unlearning; without it nothing can be shown to be removed.
@@ -91,7 +91,8 @@ def audit(
         progress: hears what is being done.
         seed: of resampling, splits and draws.
         title: heading of the report.
-        loading: options of ``CausalLM.load`` (dtype, device, template, chat, max_length) for models given by path.
+        loading: options of ``load_task`` for models given by path: dtype, device, for language models template, chat,
+            max_length.
 
     Raises:
         BadInput: a model that cannot be loaded, unknown audits or settings. Nothing has been computed then.

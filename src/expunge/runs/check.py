@@ -161,7 +161,7 @@ def device_of(asked: str) -> str:
 
 
 def loading_of(recipe: Recipe) -> dict[str, Any]:
-    """Return the options of ``CausalLM.load`` that a recipe names."""
+    """Return the options of ``load_task`` that a recipe names."""
     return {
         "dtype": recipe.dtype,
         "device": device_of(recipe.device),

@@ -20,7 +20,7 @@ from expunge.runs.folder import CHECKPOINTS, FACTS, FORGOTTEN, LOG, REPORT_HTML,
 from expunge.runs.models import gather, model_path
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Recipe
-from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.loading import load_task
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def _forget(checked: Checked, folder: RunFolder, progress: Progress, first: bool
         progress.say(f"the new model is already in {folder.model}")
         return folder.read_json(FORGOTTEN)
     progress.stage(f"loading {recipe.model}")
-    task = CausalLM.load(model_path(recipe.model), **loading_of(recipe))
+    task = load_task(model_path(recipe.model), **loading_of(recipe))
     oracle = None
     if recipe.settings.get("stop", {}).get("forget_target") == "oracle":
-        oracle = CausalLM.load(model_path(recipe.oracle[0]), **loading_of(recipe))
+        oracle = load_task(model_path(recipe.oracle[0]), **loading_of(recipe))
     if first and not any((folder / CHECKPOINTS).glob("step-*")):
         (folder / LOG).unlink(missing_ok=True)  # lines of a run that left no state to go on from
     progress.stage(f"forgetting with {recipe.method}")

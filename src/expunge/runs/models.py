@@ -9,9 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from expunge.errors import BadInput, Problem, UnsupportedModel
 from expunge.methods.base import Unlearned
-from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import Prompt
+from expunge.tasks.loading import load_task
 from expunge.tasks.tokens import TokenScores
 
 
@@ -32,7 +33,7 @@ class Answers(Protocol):
         ...
 
 
-AnyModel = CausalLM | Unlearned | Answers | str | Path
+AnyModel = Task | Unlearned | Answers | str | Path
 
 
 class NotOffered(UnsupportedModel, AttributeError):
@@ -102,15 +103,13 @@ class Wrapped:
             ) from None
 
 
-def gather(
-    model: AnyModel, original: AnyModel | None, oracles: Sequence[AnyModel], **loading: Any
-) -> dict[str, CausalLM]:
+def gather(model: AnyModel, original: AnyModel | None, oracles: Sequence[AnyModel], **loading: Any) -> dict[str, Any]:
     """Return the models of a comparison by name, each path loaded once.
 
     Args:
         model: the model under audit; it is named "unlearned".
         original, oracles: what it is compared with; oracles are named "oracle", "oracle-2", ...
-        loading: passed to ``CausalLM.load``.
+        loading: passed to ``load_task``.
 
     Raises:
         BadInput: every model that cannot be loaded or used.
@@ -120,32 +119,32 @@ def gather(
         asked["original"] = original
     asked |= {f"oracle-{k}" if k > 1 else "oracle": oracle for k, oracle in enumerate(oracles, 1)}
     problems: list[Problem] = []
-    loaded: dict[str, CausalLM] = {}
+    loaded: dict[str, Task] = {}
     found: dict[str, Any] = {}
     for name, given in asked.items():
         if isinstance(given, Unlearned):
-            given = given.model  # type: ignore[assignment]
+            given = given.model
         if isinstance(given, str | Path):
             try:
                 path = str(model_path(given))
                 if path not in loaded:
-                    loaded[path] = CausalLM.load(path, **loading)
+                    loaded[path] = load_task(path, **loading)
                 found[name] = loaded[path]
             except BadInput as error:
                 problems += error.problems or [Problem(name, str(error), "give another model")]
-        elif isinstance(given, CausalLM):
+        elif isinstance(given, Task):
             found[name] = given
         elif isinstance(given, Answers):
             found[name] = given  # wrapped below, when it is known who can count tokens
         else:
             what = f"is a {type(given).__name__}, which is no model that can be audited"
-            problems.append(Problem(f"model '{name}'", what, "give a path, a CausalLM, or score, generate and copy"))
+            problems.append(Problem(f"model '{name}'", what, "give a path, a task, or score, generate and copy"))
     if problems:
         raise BadInput(problems)
-    counter = next((m.count_tokens for m in found.values() if isinstance(m, CausalLM)), None)
+    counter = next((m.count_tokens for m in found.values() if isinstance(m, Task) and hasattr(m, "count_tokens")), None)
     wrappers: dict[int, Wrapped] = {}
     for name, one in found.items():
-        if not isinstance(one, CausalLM):
+        if not isinstance(one, Task):
             found[name] = wrappers.setdefault(id(one), Wrapped(one, counter))
     return found
 
@@ -166,7 +165,7 @@ def stated_level(model: AnyModel) -> str:
         return model.removal_level
     if isinstance(model, str | Path):
         return str(stored(model_path(model)).get("removal_level", "unknown"))
-    return "unknown" if isinstance(model, CausalLM) else "guard"
+    return "unknown" if isinstance(model, Task) else "guard"
 
 
 def stored(path: str | Path) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,13 +22,35 @@ class Task(ABC):
     General methods and audits talk to this and to nothing below it.
 
     Class attributes:
-        kind: "causal_lm", and later "image_classifier", "regressor", ...
+        id: name of the class, written beside the weights; ``expunge.tasks.loading`` finds the class by it.
+
+    Attributes:
+        kind: what methods and audits say they serve, such as "causal_lm".
+        model: the module that is trained and saved.
+        cost: the account of what was spent on it.
+        source: where it came from, for reports.
     """
 
-    kind: ClassVar[str]
+    id: ClassVar[str]
+    kind: str
     model: Any
     cost: Cost
     source: str
+
+    @classmethod
+    def recognises(cls, path: str | Path, config: Mapping[str, Any]) -> bool:
+        """Say whether a folder or hub name that no run of ours wrote is a model of this class.
+
+        Args:
+            path: the folder or name; only names and small files in it may be read.
+            config: its ``config.json``; empty where there is none.
+        """
+        return False
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path, *args: Any, **loading: Any) -> Task:
+        """Load a model; each class names its own options, among them ``dtype`` and ``device``."""
 
     @property
     def device(self) -> torch.device:

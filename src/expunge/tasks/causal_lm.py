@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +15,6 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from expunge.errors import BadInput, Problem, UnsupportedModel
 from expunge.tasks.base import Task
@@ -36,10 +31,10 @@ from expunge.tasks.encoding import (
 )
 from expunge.tasks.generation import generate
 from expunge.tasks.statistics import Statistics, head_rows, token_statistics
+from expunge.tasks.storage import DTYPES, check_loading, first_line, quiet, replacing, stored_settings, write_settings
 from expunge.tasks.tokens import TokenScores
 
 ChatMode = Literal["auto", "always", "never"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # A forward pass without gradients takes up to this many padded tokens, fewer where its logits would have more than
 # this many numbers. Both bound memory and leave results unchanged.
@@ -59,7 +54,8 @@ class CausalLM(Task):
         source: where the model came from, for reports.
     """
 
-    kind: ClassVar[str] = "causal_lm"
+    id: ClassVar[str] = "causal_lm"
+    kind = "causal_lm"
 
     def __init__(
         self,
@@ -101,30 +97,21 @@ class CausalLM(Task):
         Raises:
             BadInput: no such model, unknown dtype or device, damaged files, weights that are not safetensors.
         """
-        if dtype not in DTYPES:
-            raise BadInput(Problem("dtype", f"'{dtype}' is not supported", f"use one of {', '.join(DTYPES)}"))
+        check_loading(dtype, device)
         try:
-            torch.device(device)
-        except RuntimeError as error:
-            raise BadInput(Problem("device", f"'{device}' is not a device", "use cpu, cuda or cuda:0")) from error
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise BadInput(
-                Problem("device", f"'{device}' was asked for and no CUDA device is there", "use --device cpu")
-            )
-        try:
-            with _quiet():
+            with quiet():
                 model, info = AutoModelForCausalLM.from_pretrained(
                     path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
                 )
                 tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             fix = "give a folder with config.json, *.safetensors and tokenizer files, or the name of a model on the hub"
-            raise BadInput(Problem(f"model {path}", f"cannot be loaded: {_first_line(error)}", fix)) from error
+            raise BadInput(Problem(f"model {path}", f"cannot be loaded: {first_line(error)}", fix)) from error
         # The library fills missing weights with random numbers; a model that is audited must be the one on disk.
         if absent := sorted(info["missing_keys"]):
             what = f"has no weights for {len(absent)} tensor(s): {', '.join(absent[:3])}"
             raise BadInput(Problem(f"model {path}", what, "copy the folder again, or give the model it belongs to"))
-        stored = _stored_settings(Path(path))
+        stored = stored_settings(Path(path))
         return cls(
             model.to(device),
             tokenizer,
@@ -146,35 +133,12 @@ class CausalLM(Task):
         folder = Path(folder)
         if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
             return
-        if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-            raise BadInput(Problem(str(folder), "is not empty and holds no model", "give a new or empty folder"))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        free = shutil.disk_usage(folder.parent).free
-        if free < 1.05 * size + (1 << 20):
-            raise BadInput(
-                Problem(str(folder), f"needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", "free some space")
-            )
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        replaced = scratch.with_name(f"{scratch.name}.old")
-        try:
-            with _quiet():
+        with replacing(folder, self.model.parameters()) as scratch:
+            with quiet():
                 self.model.save_pretrained(scratch, safe_serialization=True)
             self.tokenizer.save_pretrained(scratch)
-            settings = {"template": self.encoder.template, "chat": self.encoder.chat, **(metadata or {})}
-            (scratch / "expunge.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-            _open_to_readers(scratch)
-            if folder.exists():
-                os.replace(folder, replaced)
-            os.replace(scratch, folder)
-        except OSError as error:
-            raise BadInput(
-                Problem(str(folder), f"cannot be written: {error}", "check space and permissions")
-            ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            if folder.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
+            settings = {"task": self.id, "template": self.encoder.template, "chat": self.encoder.chat}
+            write_settings(scratch, {**settings, **(metadata or {})})
 
     def load_like(self, path: str | Path) -> CausalLM:
         """Load another checkpoint to be used as this one is: same device, precision, template, chat mode and limit."""
@@ -224,7 +188,7 @@ class CausalLM(Task):
         try:
             self.model = get_peft_model(self.model, settings)
         except ValueError as error:
-            raise BadInput(Problem("lora targets", _first_line(error), "name linear layers of this model")) from error
+            raise BadInput(Problem("lora targets", first_line(error), "name linear layers of this model")) from error
 
     def merge_lora(self) -> None:
         """Fold the adapters into the weights; what is left is a plain model, all of whose weights can train."""
@@ -441,20 +405,6 @@ class CausalLM(Task):
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's progress bars and warnings off the terminal; what matters of them is raised by us."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
 def _matmul_weights(model: PreTrainedModel) -> dict[str, float]:
     """Count the weights that take part in matrix products per token, in the body and in the head."""
     head = sum(p.numel() for p in model.get_output_embeddings().parameters())
@@ -472,31 +422,6 @@ def _matmul_weights(model: PreTrainedModel) -> dict[str, float]:
     return {"body": body, "head": float(head)}
 
 
-def _stored_settings(folder: Path) -> Mapping[str, Any]:
-    file = folder / "expunge.json"
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(
-            Problem(str(file), f"is not valid JSON: {error}", "delete it or write the model again")
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
 def config_of(path: str | Path) -> Any:
     """Read a model's configuration without its weights."""
     return AutoConfig.from_pretrained(path, trust_remote_code=False)
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Give a folder and its files the permissions that new ones usually get; temporary ones are private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
