@@ -1,60 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from expunge.audits.general.relearning import Relearning, area_under, batches, first_step_at, split_halves
+from expunge.audits.general.relearning import Relearning
 from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
 from expunge.errors import BadInput
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
-
-
-@given(
-    st.lists(st.integers(0, 6), min_size=2, max_size=40),
-    st.sampled_from(["auto", "groups", "examples"]),
-    st.integers(0, 9),
-)
-def test_halves_are_halves(group_of: list[int], split: str, seed: int) -> None:
-    ids = [f"e{k}" for k in range(len(group_of))]
-    groups = {i: f"g{g}" for i, g in zip(ids, group_of, strict=True)}
-    trained, tested = split_halves(ids, groups, split, seed)  # type: ignore[arg-type]
-    assert sorted([*trained, *tested]) == sorted(ids)
-    assert (trained, tested) == split_halves(ids[::-1], groups, split, seed)  # type: ignore[arg-type]
-    whole = split == "groups" or (split == "auto" and len(set(group_of)) >= 4)
-    if whole:
-        assert not {groups[i] for i in trained} & {groups[i] for i in tested}
-    else:
-        assert abs(len(trained) - len(tested)) <= 1
-
-
-def test_without_groups_examples_are_split() -> None:
-    trained, tested = split_halves([f"e{k}" for k in range(10)], {}, "auto", 0)
-    assert len(trained) == len(tested) == 5
-
-
-def test_batches_show_every_example_once_per_round() -> None:
-    order = [i for batch in islice(batches(["a", "b", "c", "d", "e"], 2, 0), 5) for i in batch]
-    assert sorted(order[:5]) == sorted(order[5:]) == ["a", "b", "c", "d", "e"]
-
-
-def test_area_by_hand() -> None:
-    """Over log2(1 + step), steps 0, 1, 3 are at 0, 1, 2. Values 0, 1, 1: (0.5 + 1) / 2 = 0.75; a constant is itself."""
-    assert area_under([(0, 0.0), (1, 1.0), (3, 1.0)]) == pytest.approx(0.75)
-    assert area_under([(0, 0.3), (5, 0.3), (32, 0.3)]) == pytest.approx(0.3)
-
-
-def test_first_step_by_hand() -> None:
-    curve = [(0, 0.1), (2, 0.5), (4, 0.9)]
-    assert first_step_at(curve, 0.5) == 2
-    assert first_step_at(curve, 0.05) == 0
-    assert first_step_at(curve, 0.95) is None
 
 
 def fit(lm: CausalLM, request: DeletionRequest, steps: int, rate: float, sign: int) -> CausalLM:
@@ -117,9 +74,53 @@ def test_too_few_examples_is_no_data(make_lm: Callable[..., CausalLM], make_exam
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": (1, 2)}, {"steps": (0, 4, 2)}, {"learning_rates": ()}, {"learning_rates": (0.0,)}]
+    "settings",
+    [
+        {"steps": (1, 2)},
+        {"steps": (0, 4, 2)},
+        {"steps": (0,)},
+        {"on": ()},
+        {"learning_rates": ()},
+        {"learning_rates": (0.0,)},
+    ],
 )
 def test_settings_that_make_no_curve_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError):
         Relearning.Config(**settings)
     assert issubclass(BadInput, ValueError)
+
+
+def test_other_text_and_adapters_are_courses_of_their_own(
+    make_lm: Callable[..., CausalLM], request_: DeletionRequest
+) -> None:
+    settings = {"steps": (0, 2), "learning_rates": (1e-3,), "on": ("forget", "related", "unrelated")}
+    models = {"unlearned": make_lm(0), "oracle": make_lm(1)}
+    audit = Relearning(Relearning.Config(**settings, weights=("all", "lora")))
+    finding = run_one(audit, Observations(models, request_))
+    assert finding.status == "measured", finding.note
+    assert len(finding.tables[0].rows) == 6 * 2
+    statistics = {evidence.statistic for evidence in finding.evidence}
+    assert {"relearned_heldout_nll", "relearned_heldout_nll_related_lora", "relearned_trained_nll"} <= statistics
+    assert not {s for s in statistics if s.startswith("relearned_trained") and "related" in s}
+    values = [e.values["unlearned"] for e in finding.evidence if e.statistic.startswith("relearned_heldout")]
+    assert len({tuple(sorted(found.items())) for found in values}) == 6
+
+
+def test_unrelated_text_of_the_users(
+    make_lm: Callable[..., CausalLM], request_: DeletionRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("The café serves soup.\n\nHe moved\nto Velburg.\n", encoding="utf-8")
+    audit = Relearning(
+        Relearning.Config(steps=(0, 1), learning_rates=(1e-3,), on=("unrelated",), text=tmp_path / "text.txt")
+    )
+    finding = run_one(audit, Observations({"unlearned": make_lm(0)}, request_))
+    assert finding.status == "measured", finding.note
+    with pytest.raises(ValueError, match="not a file"):
+        Relearning.Config(text=tmp_path / "absent.txt")
+
+
+def test_related_text_needs_a_retain_set(make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> None:
+    audit = Relearning(Relearning.Config(on=("related",)))
+    finding = run_one(audit, Observations({"unlearned": make_lm(0)}, DeletionRequest(request_.forget)))
+    assert finding.status == "no data"
+    assert "retain" in finding.note
