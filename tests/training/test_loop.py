@@ -168,6 +168,61 @@ def test_streams_coupled_by_one_term_may_be_split_too(task: CausalLM, encode: En
     assert_close(descend(task.copy(), Objective((gap,)), streams, micro_batch_size=2), whole)
 
 
+def away(stats: Any) -> Tensor:
+    return stats.per_example((stats.blocks[0] - 2.0).square().mean(-1)) / stats.counts
+
+
+def drifted(stats: Any) -> Tensor:
+    return stats.per_example((stats.blocks[1] - stats.reference_blocks[1]).square().mean(-1)) / stats.counts
+
+
+STEER = Term("steer", ("forget",), away, "example_mean", 20.0, blocks=(0,))
+HOLD = Term("hold", ("retain",), drifted, "example_mean", 50.0, reference="rows", blocks=(1,))
+
+
+def test_terms_on_block_outputs_run_no_further_and_follow_the_definition(task: CausalLM, encode: Encode) -> None:
+    streams = {"forget": encode(7), "retain": encode(20, 100)}
+    model, frozen, before = copy.deepcopy(task.model), task.model, dict(task.copy().named_parameters())
+    plan = Plan(streams, "forget", batch_size=7, epochs=2, max_steps=2, seed=0)
+    for number in range(2):
+        steer, hold = [], []
+        for i in plan.step(number).examples["forget"]:
+            tokens, start = torch.tensor(streams["forget"].tokens[i]), streams["forget"].starts[i]
+            hidden = model(tokens[None], output_hidden_states=True).hidden_states[1][0, start - 1 : -1]
+            steer.append((hidden - 2.0).square().mean())
+        for i in plan.step(number).examples["retain"]:
+            tokens, start = torch.tensor(streams["retain"].tokens[i]), streams["retain"].starts[i]
+            both = [second_block(m, tokens)[start - 1 : -1] for m in (model, frozen)]
+            hold.append((both[0] - both[1].detach()).square().mean())
+        (20 * torch.stack(steer).mean() + 50 * torch.stack(hold).mean()).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.5 * parameter.grad if parameter.grad is not None else 0
+                parameter.grad = None
+    expected = {n: p.detach() - before[n].detach() for n, p in model.named_parameters()}
+    for options in ({}, {"micro_batch_size": 2}, {"share_forward": "always"}):
+        ours = task.copy()
+        assert_close(descend(ours, Objective((STEER, HOLD)), streams, **options), expected)
+    assert all(torch.count_nonzero(v) == 0 for n, v in expected.items() if "norm" in n and "layers" not in n)
+
+
+def second_block(model: Any, tokens: Tensor) -> Tensor:
+    """What the last block gives out, in front of the final norm."""
+    seen: list[Tensor] = []
+    handle = model.model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(tokens[None])
+    handle.remove()
+    return seen[0][0]
+
+
+def test_a_stream_read_in_both_ways_is_run_once(task: CausalLM, encode: Encode) -> None:
+    streams = {"forget": encode(4), "retain": encode(4, 100)}
+    kept = Term("nll", ("retain",), nll, "token_mean")
+    ours = task.copy()
+    train(ours, Objective((STEER, HOLD, kept)), streams, TrainSettings(**{**PLAIN, "max_steps": 1, "batch_size": 4}))
+    assert ours.cost.backwards == 2
+
+
 def test_adapters_switched_off_are_the_reference(task: CausalLM, encode: Encode) -> None:
     streams = {"forget": encode(7), "retain": encode(20, 100)}
     found = {}

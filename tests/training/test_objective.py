@@ -42,7 +42,7 @@ def test_rows_that_another_term_asked_for_do_not_count() -> None:
 
 
 def test_reductions_over_answers_refuse_prompt_rows() -> None:
-    for reduction in ("token_mean", "sequence_mean", "sequence_sum", "example_mean"):
+    for reduction in ("token_mean", "sequence_mean", "sequence_sum"):
         with pytest.raises(ValueError, match="answer rows"):
             Term("t", ("retain",), nll, reduction, positions="all")  # type: ignore[arg-type]
     one, other = (Term(p, ("retain",), nll, "row_mean", positions=p) for p in ("attended", "all"))  # type: ignore[arg-type]
@@ -116,3 +116,22 @@ def test_row_kl_is_zero_at_home_positive_elsewhere_and_blind_to_shifts(shift: fl
 def test_kl_needs_a_reference() -> None:
     with pytest.raises(AssertionError):
         kl_to_reference(stats())
+
+
+def test_terms_on_block_outputs_say_what_need_not_be_run() -> None:
+    steer = Term("steer", ("forget",), nll, "example_mean", blocks=(2,))
+    keep = Term("keep", ("retain",), nll, "example_mean", blocks=(2, 1), reference="rows")
+    only = Objective((steer, keep))
+    assert (only.blocks("forget"), only.blocks("retain")) == ((2,), (1, 2))
+    assert (only.reference_blocks("forget"), only.reference_blocks("retain")) == ((), (1, 2))
+    assert not any(only.reads_logits(s) for s in only.streams())
+    assert [only.reference(s) for s in only.streams()] == ["none", "none"]
+    both = Objective((steer, keep, Term("nll", ("retain",), nll, "token_mean")))
+    assert [both.reads_logits(s) for s in both.streams()] == [False, True]
+
+
+def test_the_answer_tokens_own_rows_do_not_mix_with_others() -> None:
+    own = Term("own", ("forget",), nll, "row_mean", positions="label")
+    assert Objective((own,)).positions("forget") == "label"
+    with pytest.raises(ValueError, match="different prompt rows of the forget stream"):
+        Objective((own, Term("nll", ("forget",), nll, "token_mean")))

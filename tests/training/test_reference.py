@@ -131,3 +131,40 @@ def test_a_head_that_cannot_be_replayed_falls_back_to_a_whole_model(
         expected = frozen.statistics(streams["retain"])
     assert stats.reference_logits is not None
     assert torch.equal(stats.reference_logits(slice(None)), expected.logits)
+
+
+def block_terms(positions: Any = "answer") -> Objective:
+    def away(stats: Any) -> torch.Tensor:
+        return stats.per_example((stats.blocks[1] - stats.reference_blocks[1]).square().mean(-1))
+
+    steer = Term("steer", ("forget",), lambda s: s.blocks[0].sum(), "example_mean", blocks=(0,))
+    keep = Term("keep", ("retain",), away, "example_mean", reference="rows", positions=positions, blocks=(1,))
+    return Objective((steer, keep))
+
+
+@pytest.mark.parametrize("positions", ["answer", "label", "attended", "all"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_block_outputs_are_remembered_too(task: CausalLM, encode: Encode, positions: Any, lora: bool) -> None:
+    streams: dict[Any, Encoded] = {"forget": encode(3), "retain": encode(3, 100)}
+    frozen = task.copy()
+    if lora:
+        task.wrap_lora(2, 4.0, 0.0)
+    reference = ReferenceModel(task, block_terms(positions), streams, {s: [0, 1, 2] for s in streams})
+    assert not any(name.startswith(("nll", "block1.forget")) for name in reference.values)
+    ruin(task)
+    if lora:
+        task.model.base_model.model.load_state_dict(
+            {n.replace(".weight", ".base_layer.weight") if "proj" in n else n: v for n, v in state(frozen).items()},
+            strict=False,
+        )
+    batch = streams["retain"].take([2, 0])
+    stats = task.statistics(batch, positions=positions, blocks=(1,), logits=False)
+    reference.attach(stats, "retain", batch)
+    expected = frozen.hidden_states(batch, [1], positions=positions)[1]
+    torch.testing.assert_close(stats.reference_blocks[1], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(stats.blocks[1], expected, atol=1e-2)
+    assert not stats.reference_blocks[1].requires_grad
+
+
+def state(task: CausalLM) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in task.model.state_dict().items()}

@@ -74,8 +74,19 @@ class Task(ABC):
         positions: Positions = "answer",
         forward: nn.Module | None = None,
         hidden: bool = False,
+        blocks: Sequence[int] = (),
+        logits: bool = True,
     ) -> Statistics:
-        """Run one forward pass over a batch and return what objectives are formulas over; gradients flow."""
+        """Run one forward pass over a batch and return what objectives are formulas over; gradients flow.
+
+        Args:
+            encoded: the batch.
+            positions: which rows are read.
+            forward: what to call instead of the model: the same model wrapped for several processes.
+            hidden: also return the rows of the head's input.
+            blocks: also return the outputs of these blocks, for kinds of model that have a stack of them.
+            logits: False where only block outputs are read, so that nothing above them need be run.
+        """
 
     @abstractmethod
     def head(self, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from expunge.errors import BadInput, Problem, UnsupportedModel
 from expunge.tasks.base import Task
+from expunge.tasks.blocks import Operations, block_rows, decoder_blocks, plain_model, trained_share
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import (
     Batch,
@@ -77,7 +78,7 @@ class CausalLM(Task):
         self.encoder = TextEncoder(tokenizer, template=template, chat=chat, max_length=max_length or limit)
         self.source = source
         self.cost = Cost()
-        self._matmul_weights = _matmul_weights(model)
+        self.operations = Operations.of(model)
 
     @classmethod
     def load(
@@ -170,7 +171,7 @@ class CausalLM(Task):
 
     def _plain(self) -> Any:
         """The transformers model itself, inside its adapters if there are any."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return plain_model(self.model)
 
     # ---- adapters -------------------------------------------------------------------------------------------------
 
@@ -213,6 +214,8 @@ class CausalLM(Task):
         positions: Positions = "answer",
         forward: nn.Module | None = None,
         hidden: bool = False,
+        blocks: Sequence[int] = (),
+        logits: bool = True,
     ) -> Statistics:
         """Run one forward pass in which only the rows that are read go through the output head.
 
@@ -221,20 +224,62 @@ class CausalLM(Task):
             positions: which rows are read.
             forward: what to call instead of the model: the same model wrapped for several processes.
             hidden: also return the rows of the head's input.
+            blocks: also return the rows of these blocks' outputs, counted from 0.
+            logits: False where only block outputs are read: nothing above the deepest of these blocks is run then.
 
         Returns:
-            Statistics with (R, V) float32 logits; gradients flow unless they are switched off.
+            Statistics with (R, V) float32 logits, or (R, 0) without; gradients flow unless they are switched off.
+
+        Raises:
+            BadInput: a block that the model does not have.
+            UnsupportedModel: its blocks cannot be found, or its head is not called once.
         """
         batch = collate(encoded, self.encoder.pad_id, self.device, positions)
-        logits, rows = self._rows_of(batch, forward or self.model)
+        stack = self._stack(blocks)
+        with block_rows(stack, blocks, batch.rows, leave=not logits) as outputs:
+            found, rows = self._rows_of(batch, forward or self.model)
+        if not logits:
+            self._account(batch, depth=max(blocks) + 1)
+            found = rows = outputs[max(blocks)].new_empty(len(batch.rows), 0)
         return Statistics(
-            logits=logits.float(),
+            logits=found.float(),
             targets=batch.targets,
             example=batch.example,
             counts=batch.counts,
             ids=batch.ids,
-            hidden=rows if hidden else None,
+            hidden=rows if hidden and logits else None,
+            blocks=outputs,
         )
+
+    def hidden_states(
+        self, encoded: Encoded, layers: Sequence[int], *, positions: Positions = "answer", upto: bool = True
+    ) -> dict[int, Tensor]:
+        """Return what blocks give out at the rows read; gradients flow unless they are switched off.
+
+        Args:
+            encoded: the batch.
+            layers: which blocks, from 0; at least one.
+            positions: which rows are read.
+            upto: run nothing above the deepest of them: no further block, no final norm, no head.
+
+        Returns:
+            Per layer (R, H) in the model's precision, as ``output_hidden_states`` has them at ``layer + 1`` (but for
+            the last block, whose entry there is behind the final norm).
+
+        Raises:
+            BadInput: no layer, or one that the model does not have.
+            UnsupportedModel: its blocks cannot be found.
+        """
+        if not layers:
+            raise BadInput(Problem("layers", "name no block", "give at least one"))
+        return dict(self.statistics(encoded, positions=positions, blocks=layers, logits=not upto).blocks)
+
+    def _stack(self, layers: Sequence[int]) -> Sequence[nn.Module]:
+        """Return the decoder blocks, and refuse layers that are not among them."""
+        stack: Sequence[nn.Module] = list(decoder_blocks(self.model)) if layers else []
+        if wrong := [layer for layer in layers if not 0 <= layer < len(stack)]:
+            raise BadInput(Problem("layer", f"{wrong[0]} is not there", f"give one from 0 to {len(stack) - 1}"))
+        return stack
 
     def _rows_of(self, batch: Batch, forward: nn.Module) -> tuple[Tensor, Tensor]:
         with head_rows(self.model.get_output_embeddings(), batch.rows) as seen:
@@ -277,25 +322,22 @@ class CausalLM(Task):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _account(self, batch: Batch) -> None:
+    def _account(self, batch: Batch, depth: int | None = None) -> None:
         training = torch.is_grad_enabled()
-        width = batch.input_ids.shape[1]
-        padded = batch.input_ids.numel()
-        config = self._plain().config.get_text_config()
-        attention = 4 * padded * width * config.hidden_size * config.num_hidden_layers
-        head = 2 * self._matmul_weights["head"] * len(batch.rows)
-        flops = 2 * self._matmul_weights["body"] * padded + head + attention
+        padded, width, rows = batch.input_ids.numel(), batch.input_ids.shape[1], len(batch.rows)
+        forward = self.operations.forward(padded, width, rows, depth)
         self.cost.forwards += 1
         self.cost.backwards += int(training)
         self.cost.sequences += len(batch.ids)
         self.cost.tokens += batch.real_tokens
         self.cost.padded_tokens += padded
-        # A backward costs one forward for the gradient of the inputs and one for that of the weights, if they train.
-        self.cost.flops += flops * (2 + self._trained_share() if training else 1)
-
-    def _trained_share(self) -> float:
-        parameters = [(p.numel(), p.requires_grad) for p in self.model.parameters() if p.dim() > 1]
-        return sum(n for n, trained in parameters if trained) / max(1, sum(n for n, _ in parameters))
+        self.cost.flops += forward
+        if training:
+            # A backward costs one forward for the gradient of the inputs, as deep as anything is trained, and one for
+            # that of the weights that are.
+            share, lowest = trained_share(self.model, depth)
+            below = self.operations.forward(padded, width, rows, lowest) if lowest else 0.0
+            self.cost.flops += forward * (1 + share) - below
 
     # ---- what audits ask -------------------------------------------------------------------------------------------
 
@@ -403,23 +445,6 @@ class CausalLM(Task):
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, special tokens not counted."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _matmul_weights(model: PreTrainedModel) -> dict[str, float]:
-    """Count the weights that take part in matrix products per token, in the body and in the head."""
-    head = sum(p.numel() for p in model.get_output_embeddings().parameters())
-    config = model.config.get_text_config()
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    active = getattr(config, "num_experts_per_tok", None)
-    share = active / experts if experts and active else 1.0
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    embeddings |= {id(p) for p in model.get_output_embeddings().parameters()}
-    body = 0.0
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2 or id(parameter) in embeddings:
-            continue
-        body += parameter.numel() * (share if "expert" in name and "shared" not in name else 1.0)
-    return {"body": body, "head": float(head)}
 
 
 def config_of(path: str | Path) -> Any:

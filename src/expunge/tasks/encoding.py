@@ -16,7 +16,7 @@ from expunge.errors import BadInput, Problem
 from expunge.tasks.statistics import IGNORED
 
 Prompt = str | Sequence[Mapping[str, str]]
-Positions = Literal["answer", "attended", "all"]
+Positions = Literal["answer", "label", "attended", "all"]
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt:
@@ -94,8 +94,8 @@ def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Posi
         encoded: the examples of the batch.
         pad_id: token to fill with.
         device: where the tensors go.
-        positions: which rows are read: those that predict an answer token, all real tokens, or all B * T positions
-            (the last two only for KL terms that are defined that way).
+        positions: which rows are read: those that predict an answer token, those of the answer tokens themselves, all
+            real tokens, or all B * T positions (the last three only for terms that are defined that way).
     """
     lengths = [len(tokens) for tokens in encoded.tokens]
     width = max(lengths)
@@ -104,10 +104,16 @@ def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Posi
         grid[b, : lengths[b]] = tokens
     rows, targets, example = [], [], []
     for b, (tokens, start) in enumerate(zip(encoded.tokens, encoded.starts, strict=True)):
-        first, last = {"answer": (start - 1, lengths[b] - 1), "attended": (0, lengths[b]), "all": (0, width)}[positions]
+        first, last = {
+            "answer": (start - 1, lengths[b] - 1),
+            "label": (start, lengths[b]),
+            "attended": (0, lengths[b]),
+            "all": (0, width),
+        }[positions]
         rows.append(np.arange(first, last) + b * width)
         target = np.full(last - first, IGNORED, dtype=np.int64)
-        target[start - 1 - first : lengths[b] - 1 - first] = tokens[start:]
+        labelled = max(first, start - 1)
+        target[labelled - first : lengths[b] - 1 - first] = tokens[labelled + 1 :]
         targets.append(target)
         example.append(np.full(last - first, b, dtype=np.int64))
     mask = None

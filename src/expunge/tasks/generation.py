@@ -115,8 +115,7 @@ def _continue(
         task.cost.sequences += len(living) if cache is None else 0
         task.cost.tokens += int(mask.sum()) if cache is None else len(living)
         task.cost.padded_tokens += tokens.numel()
-        weights = task._matmul_weights
-        task.cost.flops += 2 * weights["body"] * tokens.numel() + 2 * weights["head"] * len(living)
+        task.cost.flops += task.operations.forward(tokens.numel(), 0, len(living))
         cache = getattr(output, "past_key_values", None)
         chosen: Tensor
         if luck is None:

@@ -6,7 +6,7 @@ output head. An image classifier is the special case R = B. All statistics are i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,7 +30,7 @@ class Statistics:
     """What one forward pass says about a batch.
 
     Attributes:
-        logits: (R, V) float32, the prediction at each row.
+        logits: (R, V) float32, the prediction at each row; (R, 0) where only block outputs were asked for.
         targets: (R,) int64, the token to be predicted; ``-100`` where a row has no label.
         example: (R,) int64, which example of the batch a row belongs to, ascending.
         counts: (B,) int64, labelled rows per example.
@@ -39,6 +39,8 @@ class Statistics:
         reference_nll: (B,) summed answer NLL under the reference model, if the objective needs it.
         reference_logits: gives the reference model's logits at a slice of the rows, if the objective needs them; a
             slice at a time, because (R, V) logits of a second model are what fills the memory.
+        blocks: per decoder block that was asked for, its output at the rows, (R, H).
+        reference_blocks: the same of the reference model, if the objective needs them.
     """
 
     logits: Tensor
@@ -49,6 +51,8 @@ class Statistics:
     hidden: Tensor | None = None
     reference_nll: Tensor | None = field(default=None)
     reference_logits: Callable[[slice], Tensor] | None = field(default=None)
+    blocks: Mapping[int, Tensor] = field(default_factory=dict)
+    reference_blocks: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -92,6 +96,7 @@ class Statistics:
                     counts=self.counts[start_example:stop_example],
                     ids=self.ids[start_example:stop_example],
                     hidden=None if self.hidden is None else self.hidden[rows],
+                    blocks={layer: output[rows] for layer, output in self.blocks.items()},
                 )
             )
             start_example, start_row = stop_example, stop_row

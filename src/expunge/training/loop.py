@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from expunge.errors import BadInput, MissingExtra, Problem
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
-from expunge.tasks.encoding import Encoded
+from expunge.tasks.encoding import Encoded, Positions
+from expunge.tasks.statistics import Statistics
 from expunge.training.checkpoint import (
     gather_state,
     latest_checkpoint,
@@ -174,7 +175,8 @@ class _Run:
         """Hash what this run is: objective, examples and starting weights."""
         digest = hashlib.blake2b(given.encode(), digest_size=16)
         for term in self.objective.terms:
-            digest.update(repr((term.name, term.streams, term.reduction, term.weight, term.positions)).encode())
+            shown = (term.name, term.streams, term.reduction, term.weight, term.positions, term.blocks)
+            digest.update(repr(shown).encode())
         for stream, encoded in self.streams.items():
             digest.update(stream.encode())
             for i in sorted(range(len(encoded)), key=encoded.ids.__getitem__):
@@ -204,7 +206,7 @@ class _Run:
         if self.folder is not None:
             suffix = "" if self.world == 1 else f"-{self.rank}-of-{self.world}"
             cache = self.folder / f"reference{suffix}.safetensors"
-        needed = any(self.objective.reference(s) != "none" for s in self.streams)
+        needed = any(self.objective.reference(s) != "none" or self.objective.reference_blocks(s) for s in self.streams)
         key = f"{self.identity} {settings.model_dump_json()}"
         with self._autocast():
             used = self._used() if needed else {}
@@ -213,9 +215,9 @@ class _Run:
         if settings.sharding == "fully_shard":
             self.hollow = hollow(task.model)
             shard(task.model, self.world, task.device)
-            self.forward: nn.Module = task.model
-        else:
-            self.forward = self.accelerator.prepare_model(task.model) if self.world > 1 else task.model
+        # A forward pass that ends early is one that the library's wrapper does not see the end of.
+        self.wrapped = self.world > 1 and self.hollow is None and all(map(self.objective.reads_logits, self.streams))
+        self.forward: nn.Module = self.accelerator.prepare_model(task.model) if self.wrapped else task.model
         self.trained = trained_weights(task.model)
         sharded = any(hasattr(p, "full_tensor") for p in self.trained.values())
         self.optimizer = torch.optim.AdamW(
@@ -293,6 +295,8 @@ class _Run:
             with self._sync(last=k == len(work) - 1), self._autocast():
                 loss = self._loss(step, group, terms, positions, joined[group], sums)
                 loss.backward()
+        if self.world > 1 and self.hollow is None and not self.wrapped:
+            self._average_gradients()
         names = list(sums)
         values = self.accelerator.reduce(torch.stack([sums[n] for n in names]), reduction="sum").tolist()
         norm = self._clip()
@@ -352,22 +356,28 @@ class _Run:
 
     def _forward(self, group: Sequence[Stream], parts: Mapping[Stream, Encoded], joined: bool) -> list[Any]:
         if not joined:
-            return [
-                self.task.statistics(parts[s], positions=self.objective.positions(s), forward=self.forward)
-                for s in group
-            ]
+            return [self._statistics(s, parts[s]) for s in group]
         joint = parts[group[0]]
         for stream in group[1:]:
             joint = joint + parts[stream]
-        stats = self.task.statistics(joint, positions=self.objective.positions(group[0]), forward=self.forward)
-        return stats.split([len(parts[s]) for s in group])
+        return self._statistics(group[0], joint).split([len(parts[s]) for s in group])
+
+    def _statistics(self, stream: Stream, batch: Encoded) -> Statistics:
+        positions, blocks, logits = self._reads(stream)
+        return self.task.statistics(batch, positions=positions, forward=self.forward, blocks=blocks, logits=logits)
+
+    def _reads(self, stream: Stream) -> tuple[Positions, tuple[int, ...], bool]:
+        """What is read of a stream: rows, block outputs, and whether logits. Split weights need the whole forward."""
+        objective = self.objective
+        logits = objective.reads_logits(stream) or self.hollow is not None
+        return objective.positions(stream), objective.blocks(stream), logits
 
     def _joins(self, step: Step, group: Sequence[Stream]) -> bool:
         """Whether the streams of a group go through one forward in this step.
 
         The answer is the same on every process: forwards are collective calls.
         """
-        if len(group) == 1 or len({self.objective.positions(s) for s in group}) > 1:
+        if len(group) == 1 or len({self._reads(s) for s in group}) > 1:
             return False
         if len(self.objective.components()) == 1:
             return True  # one term needs them all at once
@@ -385,7 +395,7 @@ class _Run:
         stream = term.streams[0]
         encoded, chosen = self.streams[stream], step.examples[stream]
         labelled = sum(encoded.labelled(i) for i in chosen)
-        if term.positions == "answer":
+        if term.positions in ("answer", "label"):
             rows = labelled
         elif term.positions == "attended":
             rows = sum(encoded.length(i) for i in chosen)
@@ -400,10 +410,17 @@ class _Run:
     def _sync(self, *, last: bool) -> AbstractContextManager[Any]:
         if self.world == 1:
             return nullcontext()
+        if not self.wrapped and self.hollow is None:
+            return nullcontext()  # gradients are averaged once, after the last micro-batch
         if hasattr(self.forward, "set_requires_gradient_sync"):
             cast("Any", self.forward).set_requires_gradient_sync(last)
             return nullcontext()
         return nullcontext() if last else self.accelerator.no_sync(self.forward)
+
+    def _average_gradients(self) -> None:
+        for parameter in self.trained.values():
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.settings.precision == "bf16":

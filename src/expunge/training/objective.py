@@ -33,9 +33,11 @@ class Term:
             - "sequence_sum": values per row, summed over each example's rows, averaged over examples.
             - "example_mean": values per example, averaged over examples.
         weight: factor; a term of weight 0 is never evaluated and its streams are not read for it.
-        reference: what it needs of the model before unlearning: nothing, the summed answer NLL per example, or the
-            logits at the rows.
+        reference: what it needs of the model before unlearning: nothing, the summed answer NLL per example, or what it
+            reads at the rows, logits or block outputs.
         positions: which rows of its streams are read.
+        blocks: decoder blocks whose outputs it reads instead of logits. A stream of which no term reads logits is run
+            no further than the deepest of them.
     """
 
     name: str
@@ -45,9 +47,10 @@ class Term:
     weight: float = 1.0
     reference: Reference = "none"
     positions: Positions = "answer"
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.positions != "answer" and self.reduction != "row_mean":
+        if self.positions != "answer" and self.reduction not in ("row_mean", "example_mean"):
             raise ValueError(f"term {self.name}: {self.reduction} is defined over answer rows, not {self.positions}")
 
     def partial_sum(self, statistics: Sequence[Statistics]) -> Tensor:
@@ -81,8 +84,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         for stream in self.streams():
-            wanted = {term.positions for term in self.active() if stream in term.streams}
-            if {"attended", "all"} <= wanted:
+            wanted = {term.positions for term in self.reading(stream)}
+            if {"attended", "all"} <= wanted or ("label" in wanted and len(wanted) > 1):
                 raise ValueError(f"two terms read different prompt rows of the {stream} stream")
 
     def active(self) -> tuple[Term, ...]:
@@ -95,15 +98,32 @@ class Objective:
         order: tuple[Stream, ...] = ("forget", "alternative", "retain")
         return (self.anchor, *(s for s in order if s in read and s != self.anchor))
 
+    def reading(self, stream: Stream) -> tuple[Term, ...]:
+        """Active terms that read a stream."""
+        return tuple(term for term in self.active() if stream in term.streams)
+
     def reference(self, stream: Stream) -> Reference:
-        """The most that any active term needs of the reference model on a stream."""
-        needs = {term.reference for term in self.active() if stream in term.streams}
+        """The most that any active term needs of the reference model's predictions on a stream."""
+        needs = {term.reference for term in self.reading(stream) if not term.blocks}
         return "rows" if "rows" in needs else "sequence_nll" if "sequence_nll" in needs else "none"
+
+    def reference_blocks(self, stream: Stream) -> tuple[int, ...]:
+        """Blocks whose outputs under the reference model some active term needs on a stream."""
+        return tuple(sorted({b for t in self.reading(stream) if t.reference == "rows" for b in t.blocks}))
+
+    def blocks(self, stream: Stream) -> tuple[int, ...]:
+        """Blocks whose outputs some active term reads on a stream."""
+        return tuple(sorted({block for term in self.reading(stream) for block in term.blocks}))
+
+    def reads_logits(self, stream: Stream) -> bool:
+        """Whether some active term reads the predictions on a stream, and not block outputs alone."""
+        return any(not term.blocks for term in self.reading(stream))
 
     def positions(self, stream: Stream) -> Positions:
         """The widest set of rows that any active term reads on a stream."""
-        wanted = {term.positions for term in self.active() if stream in term.streams}
-        return "all" if "all" in wanted else "attended" if "attended" in wanted else "answer"
+        wanted = {term.positions for term in self.reading(stream)}
+        widest: tuple[Positions, ...] = ("all", "attended", "label")
+        return next((p for p in widest if p in wanted), "answer")
 
     def components(self) -> list[tuple[tuple[Stream, ...], tuple[Term, ...]]]:
         """Group streams that some term couples; each group needs its graphs alive together, groups do not."""

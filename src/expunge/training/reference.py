@@ -1,7 +1,8 @@
 """The model before unlearning, remembered instead of kept.
 
 What objectives need of it never changes during a run, so it is computed once: the summed answer NLL per example (4
-bytes), or the last hidden rows of the answer tokens, from which one product with a copy of the head gives the logits.
+bytes), the last hidden rows of the answer tokens, from which one product with a copy of the head gives the logits, or
+the rows of the block outputs that are read.
 """
 
 from __future__ import annotations
@@ -52,14 +53,15 @@ class ReferenceModel:
         self.objective = objective
         self.positions = {s: objective.positions(s) for s in encoded}
         self.needs = {s: objective.reference(s) for s in encoded}
+        self.blocks = {s: objective.reference_blocks(s) for s in encoded}
         self.values: dict[str, Tensor] = {}
         self.head: dict[str, Tensor] = {}
         self.live: Any = None
-        if all(need == "none" for need in self.needs.values()):
+        if not any(self._asks(s) for s in encoded):
             return
         if cache is not None and self._read(cache, key):
             return
-        if any(self.needs[s] == "rows" and self.positions[s] == "all" for s in encoded):
+        if any(self.positions[s] == "all" and (self.needs[s] == "rows" or self.blocks[s]) for s in encoded):
             # Padding rows depend on the batch they stand in: only a live model can give them.
             self._keep_live()
         else:
@@ -70,6 +72,10 @@ class ReferenceModel:
             head = {f"head.{k}": v for k, v in self.head.items()}
             save_file({**self.values, **head}, scratch, metadata={"key": key})
             os.replace(scratch, cache)
+
+    def _asks(self, stream: Stream) -> bool:
+        """Whether anything of this model is needed on a stream."""
+        return self.needs[stream] != "none" or bool(self.blocks[stream])
 
     def _keep_live(self) -> None:
         adapters = hasattr(self.task.model, "disable_adapter")
@@ -85,13 +91,26 @@ class ReferenceModel:
         checked = False
         with torch.no_grad(), off:
             for stream, need in self.needs.items():
-                if need == "none":
+                if not self._asks(stream):
                     continue
+                layers = self.blocks[stream]
                 examples = encoded[stream]
                 wanted = sorted(set(used[stream]))
                 for batch in length_batches([examples.length(i) for i in wanted], task.tokens_per_forward):
                     part = examples.take([wanted[k] for k in batch])
-                    stats = task.statistics(part, positions=self.positions[stream], hidden=need == "rows")
+                    stats = task.statistics(
+                        part,
+                        positions=self.positions[stream],
+                        hidden=need == "rows",
+                        blocks=layers,
+                        logits=need != "none",
+                    )
+                    rows = torch.bincount(stats.example, minlength=len(part)).tolist()
+                    for layer in layers:
+                        for identity, piece in zip(part.ids, stats.blocks[layer].split(rows), strict=True):
+                            self.values[f"block{layer}.{stream}.{identity}"] = piece.detach().clone()
+                    if need == "none":
+                        continue
                     for identity, value in zip(part.ids, stats.sequence_nll, strict=True):
                         self.values[f"nll.{stream}.{identity}"] = value.detach().clone()
                     if need != "rows":
@@ -104,7 +123,6 @@ class ReferenceModel:
                         self._keep_live()
                         return
                     checked = True
-                    rows = torch.bincount(stats.example, minlength=len(part)).tolist()
                     for identity, piece in zip(part.ids, stats.hidden.split(rows), strict=True):
                         self.values[f"rows.{stream}.{identity}"] = piece.detach().clone()
 
@@ -132,15 +150,23 @@ class ReferenceModel:
     def attach(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
         """Give a batch's statistics what the objective needs of the reference model."""
         need = self.needs[stream]
-        if need == "none":
+        if not self._asks(stream):
             return
         if self.live is not None:
             self._attach_live(stats, stream, batch)
             return
+        stats.reference_blocks = {
+            layer: self._rows(f"block{layer}", stream, stats.ids) for layer in self.blocks[stream]
+        }
+        if need == "none":
+            return
         stats.reference_nll = torch.stack([self.values[f"nll.{stream}.{i}"] for i in stats.ids]).to(stats.logits.device)
         if need == "rows":
-            rows = torch.cat([self.values[f"rows.{stream}.{i}"] for i in stats.ids])
+            rows = self._rows("rows", stream, stats.ids)
             stats.reference_logits = lambda part: self.task.head(rows[part], self.head)
+
+    def _rows(self, what: str, stream: Stream, ids: Sequence[str]) -> Tensor:
+        return torch.cat([self.values[f"{what}.{stream}.{i}"] for i in ids])
 
     def _attach_live(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
         model = self.live.model
@@ -148,10 +174,17 @@ class ReferenceModel:
         model.eval()
         try:
             with torch.no_grad(), _adapters_off(model):
-                seen = self.live.statistics(batch, positions=self.positions[stream])
+                seen = self.live.statistics(
+                    batch,
+                    positions=self.positions[stream],
+                    blocks=self.blocks[stream],
+                    logits=self.needs[stream] != "none",
+                )
         finally:
             model.train(was_training)
-        stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits.__getitem__
+        stats.reference_blocks = seen.blocks
+        if self.needs[stream] != "none":
+            stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits.__getitem__
 
 
 def _adapters_off(model: Any) -> AbstractContextManager[Any]:
