@@ -38,6 +38,7 @@ NEIGHBOURS = {
     ("benchmarks", "verdict"),
     ("benchmarks", "reports"),
     ("benchmarks", "runs"),
+    ("cli", "reproductions"),
 }
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 TOP = len(LEVELS)  # expunge/__init__.py and __main__.py, which nobody below may import

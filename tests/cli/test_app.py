@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from expunge.cli.app import app, describe
 from expunge.errors import BadInput, Diverged, ExpungeError, MissingExtra, NotRemoved, Problem
 
-COMMANDS = ("demo", "unlearn", "audit", "compare", "methods", "audits", "doctor", "bench")
+COMMANDS = ("demo", "unlearn", "audit", "compare", "methods", "audits", "doctor", "bench", "reproduce")
 
 
 def call(*args: str) -> tuple[int, str, str]:
@@ -72,6 +72,8 @@ def test_version() -> None:
         (("bench", "tofo"), "did you mean tofu"),
         (("methods", "npoo"), "did you mean npo"),
         (("audits", "ruge"), "did you mean rouge"),
+        (("reproduce", "npoo"), "did you mean npo"),
+        (("reproduce",), "NAME: is missing"),
         (("unlearn", "--recipe", "no.yaml"), "no.yaml: is not there"),
         (("unlearn",), "model: is missing"),
         (("bench", "tofu", "--seeds", "a"), "--seeds: 'a' is not a whole number"),

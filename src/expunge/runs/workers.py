@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +99,13 @@ def last_step(log: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def train_one(training: Training) -> None:
-    """Train one model and write it; runs in a worker process."""
+def train_one(training: Training, progress: Callable[[int, int, Mapping[str, float]], None] | None = None) -> None:
+    """Train one model and write it; runs in a worker process, which tells its progress by its log alone.
+
+    Args:
+        training: what to train.
+        progress: called after every step, where it runs in the process of the caller.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -120,12 +125,13 @@ def train_one(training: Training) -> None:
     if training.roles == ("retain",) and "forget" in sets:
         request = DeletionRequest(sets["forget"], sets["retain"])
         start = small_llama(tokenizer, shape, int(training.settings["seed"]))
-        outcome = unlearn(start, request, "retrain", settings=training.settings, folder=training.folder)
+        outcome = unlearn(start, request, "retrain", settings=training.settings, folder=training.folder, progress=progress)
     else:
         settings = TrainSettings(**training.settings)
         model, result = train_small_llama(
-            [sets[role] for role in training.roles], tokenizer, shape, settings, folder=training.folder
-        )
+            [sets[role] for role in training.roles], tokenizer, shape, settings, folder=training.folder,
+            progress=progress,
+        )  # fmt: skip
         outcome = Unlearned(model, "training", "exact", train=settings.model_dump(mode="json"), training=result)
         outcome.cost = result.cost
     outcome.save(training.folder / "model")
