@@ -40,7 +40,9 @@ RESULT: dict[str, Any] = {
 
 def test_a_row_and_a_section_per_result() -> None:
     text = to_markdown([RESULT, {**RESULT, "name": "dice", "checks": RESULT["checks"][:1], "holds": True}])
-    assert "| [coins](#coins) | Nobody 2024, Nothing \\| at all | Coins have two sides | 1 of 2 checks | 3 | 1.2 |" in text
+    assert (
+        "| [coins](#coins) | Nobody 2024, Nothing \\| at all | Coins have two sides | 1 of 2 checks | 3 | 1.2 |" in text
+    )
     assert "| [dice](#dice) |" in text
     assert "| yes | 3 |" in text
     assert "`expunge reproduce coins`, 2026-01-02, commit abc1234, seeds 0, 1, 2, 2 cores (slow), no GPU" in text

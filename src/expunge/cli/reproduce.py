@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -71,7 +72,7 @@ def reproduce(
 def _list(as_json: bool) -> None:
     from expunge.reproductions.runner import REPRODUCTIONS
 
-    found = [
+    found: list[dict[str, Any]] = [
         {"name": r.id, "title": r.title, "paper": r.paper, "claim": r.claim, "seeds": list(r.seeds)}
         for r in REPRODUCTIONS.classes()
     ]

@@ -45,7 +45,10 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a table with a row per reproduction, then the checks and numbers of each, as GitHub Markdown."""
-    lines = ["| reproduction | paper | claim | holds here | seeds | minutes |", "| --- | --- | --- | --- | ---: | ---: |"]
+    lines = [
+        "| reproduction | paper | claim | holds here | seeds | minutes |",
+        "| --- | --- | --- | --- | ---: | ---: |",
+    ]
     for result in results:
         lines.append(
             _row(
@@ -79,13 +82,15 @@ def _section(result: Mapping[str, Any]) -> list[str]:
         "",
         f"{result['paper']}. {result['claim']}",
         "",
-        f"`{facts['command']}`, {str(facts['date'])[:10]}, commit {facts['commit'] or 'unknown'}, seeds {seeds}, {where}, "
-        f"{accelerators}, {hardware.get('threads', '?')} thread(s), {result['minutes']:.1f} minutes.",
+        f"`{facts['command']}`, {str(facts['date'])[:10]}, commit {facts['commit'] or 'unknown'}, seeds {seeds}, "
+        f"{where}, {accelerators}, {hardware.get('threads', '?')} thread(s), {result['minutes']:.1f} minutes.",
     ]
     if result["quick"]:
         lines += ["", "The quick version: not to be quoted."]
     lines.append("")
-    lines += [f"- **{'Holds' if c['holds'] else 'Does not hold'}**: {c['claim']}. {c['detail']}" for c in result["checks"]]
+    lines += [
+        f"- **{'Holds' if c['holds'] else 'Does not hold'}**: {c['claim']}. {c['detail']}" for c in result["checks"]
+    ]
     lines += ["", "| measured | mean | 95 % interval | seeds |", "| --- | ---: | ---: | ---: |"]
     for key, number in result["measured"].items():
         low, high = number["low"], number["high"]

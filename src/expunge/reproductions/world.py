@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from filelock import FileLock
 from pydantic import Field, PositiveInt
 from transformers import PreTrainedTokenizerBase
@@ -88,9 +89,7 @@ class World:
         return self.original.tokenizer
 
 
-def small_world(
-    bench: Workbench, seed: int, settings: str | WorldSettings = "small", *, oracles: int = 1
-) -> World:
+def small_world(bench: Workbench, seed: int, settings: str | WorldSettings = "small", *, oracles: int = 1) -> World:
     """Make a small world, or find it.
 
     Args:
@@ -138,11 +137,10 @@ def _trainings(
     if not (folder / "tokenizer").is_dir():
         (folder / "data").mkdir(exist_ok=True)
         for role, path in data.items():
-            write_lines(path, request.sets()[role])
-        if settings.extra:
-            rows = [{"prompt": prompt, "answer": answer} for prompt, answer in settings.extra]
-            with data["retain"].open("a", encoding="utf-8") as handle:
-                handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            learnt = [{"prompt": row["prompt"], "answer": row["answer"]} for row in request.sets()[role]]
+            if role == "retain":
+                learnt += [{"prompt": prompt, "answer": answer} for prompt, answer in settings.extra]
+            write_lines(path, Dataset.from_list(learnt))
         # Words of the people whom nobody meets are in it too: how a name is cut must not tell who was trained on.
         texts = [f"{row['prompt']} {row['answer']}" for examples in request.sets().values() for row in examples]
         texts += [f"{prompt} {answer}" for prompt, answer in settings.extra]

@@ -125,7 +125,9 @@ def train_one(training: Training, progress: Callable[[int, int, Mapping[str, flo
     if training.roles == ("retain",) and "forget" in sets:
         request = DeletionRequest(sets["forget"], sets["retain"])
         start = small_llama(tokenizer, shape, int(training.settings["seed"]))
-        outcome = unlearn(start, request, "retrain", settings=training.settings, folder=training.folder, progress=progress)
+        outcome = unlearn(
+            start, request, "retrain", settings=training.settings, folder=training.folder, progress=progress
+        )
     else:
         settings = TrainSettings(**training.settings)
         model, result = train_small_llama(
