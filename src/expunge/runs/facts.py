@@ -21,6 +21,7 @@ TESTED = {
     "tokenizers": "0.23.3",
     "safetensors": "0.8.0",
     "numpy": "2.4.6",
+    "scikit-learn": "1.9.1",
     "scipy": "1.17.1",
 }
 

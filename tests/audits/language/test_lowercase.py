@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 
-from expunge.audits.intervals import auc
 from expunge.audits.language.lowercase import Lowercase, lowercase_score
 from expunge.audits.observations import Observations
 from expunge.audits.suite import run_audits, run_one
@@ -25,9 +24,8 @@ def test_a_model_that_knows_the_capitals_is_seen(scripted: Callable, request_: D
     assert finding.estimates["unlearned"]["lowercase_auc"].value == 1.0
     own = finding.per_example["unlearned"]
     assert own[request_.forget["id"][0]]["lowercase"] == pytest.approx(8.0)
-    assert auc(
-        [own[i]["lowercase"] for i in request_.forget["id"]], [own[i]["lowercase"] for i in request_.holdout["id"]]
-    )
+    forget, holdout = ([own[i]["lowercase"] for i in rows["id"]] for rows in (request_.forget, request_.holdout))
+    assert min(forget) > max(holdout)
 
 
 def test_its_sequences_join_the_shared_pass(scripted: Callable, request_: DeletionRequest) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Finding
-from expunge.audits.language.membership import attack_finding
+from expunge.audits.membership_attacks import attack_finding
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 

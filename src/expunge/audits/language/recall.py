@@ -17,7 +17,7 @@ from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Finding
 from expunge.audits.examples import Pair
-from expunge.audits.language.membership import attack_finding
+from expunge.audits.membership_attacks import attack_finding
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 from expunge.tasks.encoding import Prompt
