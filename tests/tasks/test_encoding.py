@@ -244,3 +244,19 @@ def test_length_batches_hold_everything_once_and_stay_small(lengths: list[int], 
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
+
+
+# ---- behind the question -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_place_behind_the_question(make_tiny_tokenizer, chat: bool) -> None:
+    tokenizer = make_tiny_tokenizer(chat=chat, bos=True)
+    encoder = TextEncoder(tokenizer)
+    pairs = [("Who wrote The Salt Harbour?", "Tomas"), ("Where was Mirela born?", "in Velburg")]
+    encoded = encoder.encode(pairs)
+    for k, place in enumerate(encoder.after_question(pairs)):
+        before = tokenizer.decode(encoded.tokens[k][:place], skip_special_tokens=True)
+        assert before.endswith(pairs[k][0])
+        assert place <= encoded.starts[k]
+        assert (place < encoded.starts[k]) == chat

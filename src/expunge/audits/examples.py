@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from datasets import Dataset
 
@@ -115,15 +115,27 @@ class Examples:
         return self._answers[key]
 
 
+def question_of(prompt: Prompt) -> str:
+    """Return the text of a prompt; of a chat, its last user turn."""
+    return prompt if isinstance(prompt, str) else str(prompt[_last_user(prompt)]["content"])
+
+
+def asked_as(prompt: Prompt, text: str) -> Prompt:
+    """Return a prompt with other text; in a chat, the last user turn is replaced."""
+    if isinstance(prompt, str):
+        return text
+    turns = [dict(turn) for turn in prompt]
+    turns[_last_user(prompt)]["content"] = text
+    return turns
+
+
+def _last_user(turns: Sequence[Mapping[str, str]]) -> int:
+    return max((k for k, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns) - 1)
+
+
 def rephrased(row: Mapping[str, Any]) -> Prompt:
     """Return the prompt of an example with its paraphrase; in a chat, the last user turn is replaced."""
-    messages = row.get("messages")
-    if not messages:
-        return cast(str, row["paraphrased_prompt"])
-    turns = [dict(turn) for turn in messages]
-    last = max((k for k, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns) - 1)
-    turns[last]["content"] = row["paraphrased_prompt"]
-    return turns
+    return asked_as(prompt_of(row), row["paraphrased_prompt"])
 
 
 def prompt_key(prompt: Prompt) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -361,14 +361,30 @@ class CausalLM(Task):
         Returns:
             Per pair, in order, the per-token statistics that all log-likelihood metrics are functions of.
         """
-        if not pairs:
-            return []
-        encoded = self.encoder.encode(pairs)
-        out: list[TokenScores | None] = [None] * len(pairs)
+        return self.score_encoded(self.encoder.encode(pairs), [answer for _, answer in pairs]) if pairs else []
+
+    def score_encoded(
+        self,
+        encoded: Encoded,
+        texts: Sequence[str],
+        around: Callable[[Sequence[int]], AbstractContextManager[None]] | None = None,
+    ) -> list[TokenScores]:
+        """Score tokenised answers; see ``score``.
+
+        Args:
+            encoded: prompts with their answers.
+            texts: the answers.
+            around: given the indices of a batch, in the order of its rows, returns what to do around its forward pass.
+
+        Returns:
+            Per example, in order, the scores of its answer.
+        """
+        out: list[TokenScores | None] = [None] * len(encoded)
         with self.asked():
             for indices in length_batches([encoded.length(i) for i in range(len(encoded))], self.tokens_per_forward):
                 batch = collate(encoded.take(indices), self.encoder.pad_id, self.device)
-                logits, _ = self._rows_of(batch, self.model)
+                with around(indices) if around else nullcontext():
+                    logits, _ = self._rows_of(batch, self.model)
                 columns = token_statistics(logits, batch.targets)
                 bounds = np.cumsum([0, *batch.counts.tolist()])
                 for k, index in enumerate(indices):
@@ -379,7 +395,7 @@ class CausalLM(Task):
                         var_log_prob=columns[2][rows],
                         hit=columns[3][rows].astype(bool),
                         ends_with_eos=int(encoded.tokens[index][-1]) == self.encoder.eos_id,
-                        text=pairs[index][1],
+                        text=texts[index],
                     )
         return [scores for scores in out if scores is not None]
 

@@ -302,6 +302,16 @@ class TextEncoder:
             for answer, (row, first) in zip(answers, self._tokenise(rendered), strict=True)
         ]
 
+    def after_question(self, pairs: Sequence[tuple[Prompt, str]]) -> list[int]:
+        """Return per pair the index of the first token behind the question; what a chat template adds comes later."""
+        places = []
+        for prompt, answer in pairs:
+            text, start, from_chat = self.render(prompt, answer)
+            asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+            found = text.rfind(asked, 0, start) if asked.strip() else -1
+            places.append((text, found + len(asked) if found >= 0 else start, from_chat))
+        return [first for _, first in self._tokenise(places)]
+
     def _answer_tokens(self, answer: str, row: list[int], first: int) -> int:
         """Tokens from the answer's start on; one end of sequence that a chat template wrote is not counted."""
         if not answer.strip():
