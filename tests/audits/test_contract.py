@@ -23,6 +23,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "relearning": {"steps": (0, 2), "learning_rates": (1e-3,)},
     "model_utility": {"resamples": 100},
     "privleak": {"resamples": 100},
+    "option_permutation": {"most_orders": 6},
     "lira": {"shadows": 4, "max_steps": 2},
 }
 
