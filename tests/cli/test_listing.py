@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from expunge.audits.suite import AUDITS
 from expunge.cli.app import app
 from expunge.methods.run import METHODS
+from expunge.selections.base import SELECTIONS
 
 
 def listed(*args: str) -> list[dict[str, Any]]:
@@ -58,7 +59,19 @@ def test_every_audit_is_listed_with_what_is_promised() -> None:
         assert all(f["description"] for f in audit["settings"]), audit["name"]
 
 
-@pytest.mark.parametrize("args", [("methods",), ("audits",), ("methods", "npo"), ("audits", "relearning")])
+def test_every_selection_is_listed_with_what_is_promised() -> None:
+    found = listed("selections")
+    assert [s["name"] for s in found] == SELECTIONS.names()
+    for selection in found:
+        assert {"name", "title", "tasks", "needs", "paper", "module", "settings"} <= set(selection)
+        assert all(f["description"] for f in selection["settings"]), selection["name"]
+    (saliency,) = listed("selections", "saliency")
+    assert {f["name"]: f["default"] for f in saliency["settings"]}["share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "args", [("methods",), ("audits",), ("selections",), ("methods", "npo"), ("audits", "relearning")]
+)
 def test_tables_fit_80_columns(args: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, list(args))
     assert done.exit_code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from expunge.errors import BadInput
-from expunge.methods.base import settle
+from expunge.methods.base import selection_of, settle
 from expunge.methods.general.retrain import Retrain
 from expunge.methods.language.npo import NPO
 
@@ -36,3 +36,23 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert "beta" in found["bet"].fix
     assert "every" in found["training: stop.evry"].fix
     assert "-1" in found["npo: beta"].what
+
+
+def test_a_selection_is_named_with_its_own_settings() -> None:
+    _, train = settle(NPO, {"select.by": "saliency", "select.share": 0.25})
+    chosen = selection_of(train)
+    assert chosen is not None
+    assert chosen.id == "saliency"
+    assert chosen.config.share == 0.25
+    assert selection_of(settle(NPO, {})[1]) is None
+
+
+def test_what_is_wrong_with_a_selection_is_said_with_everything_else() -> None:
+    with pytest.raises(BadInput) as caught:
+        settle(NPO, {"select.by": "salience", "betta": 1})
+    assert "did you mean saliency" in str(caught.value)
+    assert "betta" in str(caught.value)
+    with pytest.raises(BadInput, match=r"select.by=saliency: share.*less than or equal to 1"):
+        settle(NPO, {"select.share": 2})
+    with pytest.raises(BadInput, match="did you mean share"):
+        settle(NPO, {"select.shar": 0.2})

@@ -18,6 +18,7 @@ from expunge.errors import BadInput
 from expunge.methods.base import Method, ObjectiveMethod, settle
 from expunge.methods.run import METHODS, unlearn
 from expunge.requests.request import DeletionRequest
+from expunge.selections.random import Random, RandomConfig
 from expunge.tasks.causal_lm import CausalLM
 from expunge.training.settings import TrainSettings
 
@@ -107,6 +108,21 @@ def test_with_adapters_only_linear_layers_change(
     assert all(n.endswith("weight") and before[n].dim() == 2 and ("layers." in n or ".h." in n) for n in changed)
     for name in changed:
         assert torch.linalg.matrix_rank(new.model.state_dict()[name] - before[name], rtol=1e-4) <= 2
+    assert all(p.requires_grad for _, p in new.named_parameters())
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_confined_to_a_selection_nothing_else_moves(
+    make_task: MakeTask, request_: DeletionRequest, method: str
+) -> None:
+    task = make_task()
+    settings = quick(method, **{"select.by": "random", "select.share": 0.3, "weight_decay": 0.2, "seed": 5})
+    start = task.fresh(5) if method == "retrain" else task
+    new = unlearn(task, request_, method, settings=settings).model
+    mask = Random(RandomConfig(share=0.3)).build(start, request_, 5)
+    before, after = state(start), state(new)
+    assert all(not (before[name] != after[name])[~part].any() for name, part in mask.items() if part is not None)  # type: ignore[index]
+    assert any(not torch.equal(before[name], after[name]) for name in mask)
     assert all(p.requires_grad for _, p in new.named_parameters())
 
 

@@ -1,4 +1,4 @@
-"""``expunge methods`` and ``expunge audits``: what is in the house, with every setting."""
+"""``expunge methods``, ``audits`` and ``selections``: what is in the house, with every setting."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from expunge.audits.base import Audit
     from expunge.methods.base import Method
+    from expunge.selections.base import Selection
 
 Named = typer.Argument(None, help="Show this one only, with its settings.", metavar="[NAME]")
 Json = typer.Option(False, "--json", help="Print as JSON.")
@@ -55,6 +56,23 @@ def audits(name: str | None = Named, as_json: bool = Json) -> None:
         _show_one(found[0], [("Settings, given as --set audits." + found[0]["name"] + ".KEY=VALUE", "settings")])
 
 
+def selections(name: str | None = Named, as_json: bool = Json) -> None:
+    """List the ways to choose which weights may move, or one with its settings."""
+    from expunge.selections.base import SELECTIONS
+
+    chosen = SELECTIONS.classes() if name is None else [SELECTIONS.get(name)]
+    found = [describe_selection(selection) for selection in chosen]
+    if as_json:
+        show_json(found)
+    elif name is None:
+        rows = [(s["name"], s["title"], ", ".join(s["needs"]) or "-") for s in found]
+        show_table("", ("name", "what it chooses", "needs"), rows)
+        show("Any method that trains takes one: --set select.by=NAME --set select.KEY=VALUE.")
+        show("`expunge selections NAME` lists settings, `--json` everything.")
+    else:
+        _show_one(found[0], [("Settings, given as --set select.KEY=VALUE", "settings")])
+
+
 def describe_method(method: type[Method]) -> dict[str, Any]:
     """Return what can be known of a method without running it."""
     from expunge.methods.base import settle
@@ -86,6 +104,19 @@ def describe_audit(audit: type[Audit]) -> dict[str, Any]:
         "paper": audit.paper,
         "module": audit.__module__,
         "settings": fields(audit.Config()),
+    }
+
+
+def describe_selection(selection: type[Selection]) -> dict[str, Any]:
+    """Return what can be known of a selection without running it."""
+    return {
+        "name": selection.id,
+        "title": selection.title,
+        "tasks": list(selection.tasks),
+        "needs": list(selection.needs),
+        "paper": selection.paper,
+        "module": selection.__module__,
+        "settings": fields(selection.Config()),
     }
 
 
@@ -121,7 +152,8 @@ def fields(settings: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
 def _show_one(found: dict[str, Any], sections: list[tuple[str, str]]) -> None:
     show(f"{found['name']}: {found['title']}")
     show(f"Paper: {found['paper']}")
-    show(f"Serves: {', '.join(found['tasks'])}. Needs: {', '.join(found['needs']) or 'the forget set only'}.")
+    serves = ", ".join(found["tasks"]) or "every kind of model"
+    show(f"Serves: {serves}. Needs: {', '.join(found['needs']) or 'the forget set only'}.")
     if "removal_level" in found:
         show(f"Removal level: {found['removal_level']}")
     for title, key in sections:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from expunge.errors import BadInput, Problem
 from expunge.registry import near_names
 from expunge.requests.request import ROLES, DeletionRequest
+from expunge.selections.base import SELECTIONS, Mask, Selection, selected_share, sizes_of
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.training.loop import Progress, TrainResult, train
@@ -154,8 +155,12 @@ class ObjectiveMethod(Method):
         self.check(task, request)
         self._check_stop(run, request)
         objective = self.objective()
+        selection = selection_of(run.train)
+        if selection is not None:
+            selection.check(task, request)
         model = self.start(task, run)
         before, started = model.cost.snapshot(), time.perf_counter()
+        mask = None if selection is None else self._selected(selection, model, request, run)
         streams: dict[Stream, Any] = {s: model.encode(self.examples(s, model, request)) for s in objective.streams()}
         prepared = model.cost - before  # some methods let the model write the examples
         prepared.seconds = time.perf_counter() - started
@@ -171,6 +176,7 @@ class ObjectiveMethod(Method):
             streams,
             run.train,
             folder=run.folder,
+            mask=mask,
             probe=probe,
             progress=run.progress,
             identity=f"{self.id} {self.config.model_dump_json()}",
@@ -186,6 +192,12 @@ class ObjectiveMethod(Method):
             cost=prepared + outcome.cost + outcome.probe_cost,
         )
 
+    def _selected(self, selection: Selection, model: Task, request: DeletionRequest, run: Run) -> Mask:
+        mask = selection.build(model, request, run.train.seed)
+        if not selected_share(mask, sizes_of(model.named_parameters())):
+            raise BadInput(Problem(f"selection {selection.id}", "chooses no weight at all", "let it choose more"))
+        return mask
+
     def _check_stop(self, run: Run, request: DeletionRequest) -> None:
         stop, problems = run.train.stop, []
         if stop.every == 0:
@@ -200,6 +212,22 @@ class ObjectiveMethod(Method):
             problems.append(Problem("stop.keep", "is closest and there is no forget target", "set stop.forget_target"))
         if problems:
             raise BadInput(problems)
+
+
+def selection_of(train: TrainSettings) -> Selection | None:
+    """Return the selection that training is confined to, or None.
+
+    Raises:
+        BadInput: there is no such selection, or its settings are wrong.
+    """
+    if train.select is None:
+        return None
+    chosen = SELECTIONS.get(train.select.by)
+    problems: list[Problem] = []
+    config = validate(chosen.Config, train.select.model_extra or {}, f"select.by={chosen.id}", problems)
+    if config is None:
+        raise BadInput(problems)
+    return chosen(config)
 
 
 def settle(method: type[Method], settings: Mapping[str, Any]) -> tuple[Method, TrainSettings]:
@@ -228,6 +256,11 @@ def settle(method: type[Method], settings: Mapping[str, Any]) -> tuple[Method, T
             )
     config = validate(method.Config, mine, method.id, problems)
     train_settings = validate(TrainSettings, theirs, "training", problems)
+    if train_settings is not None:
+        try:
+            selection_of(train_settings)
+        except BadInput as error:
+            problems += error.problems or [Problem("select.by", str(error), "see `expunge selections`")]
     if problems or config is None or train_settings is None:
         raise BadInput(problems)
     return method(config), train_settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import BadInput, Problem
-from expunge.methods.base import Method, Run, Unlearned, settle
+from expunge.methods.base import Method, ObjectiveMethod, Run, Unlearned, settle
 from expunge.registry import Registry
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
@@ -33,7 +33,8 @@ def unlearn(
         model: a task (such as ``CausalLM``), or a folder or hub name of a model of any kind.
         request: what to forget, keep and compare with.
         method: id of a method (see ``expunge methods``), or a configured method.
-        settings: ``key: value`` pairs for the method and the training loop; dotted keys reach into "stop" and "lora".
+        settings: ``key: value`` pairs for the method and the training loop; dotted keys reach into "stop", "lora"
+            and "select".
         folder: for the log and resumable checkpoints; the same folder continues a killed run.
         oracle: a model retrained without the forget set, for the stopping target "oracle".
         progress: called after every optimiser step with (steps done, steps in all, values).
@@ -52,5 +53,9 @@ def unlearn(
         del configured
         chosen = method
     chosen.check(task, request)
+    if train.select is not None and not isinstance(chosen, ObjectiveMethod):
+        raise BadInput(
+            Problem("select.by", f"is not for {chosen.id}, which does not train with the loop", "leave it out")
+        )
     run = Run(train=train, folder=Path(folder) if folder else None, progress=progress, oracle=oracle)
     return chosen.apply(task, request, run)

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from expunge.errors import BadInput, MissingExtra, Problem
+from expunge.selections.base import Mask
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import Encoded, Positions
@@ -31,6 +32,7 @@ from expunge.training.checkpoint import (
     trained_weights,
     write_checkpoint,
 )
+from expunge.training.masking import MaskedWeights
 from expunge.training.objective import Objective, Stream, Term
 from expunge.training.plan import Plan, Step, draw, learning_rate_factor, micro_batches
 from expunge.training.probe import Probe, ProbePoint
@@ -78,6 +80,7 @@ def train(
     settings: TrainSettings,
     *,
     folder: Path | None = None,
+    mask: Mask | None = None,
     probe: Probe | None = None,
     progress: Progress | None = None,
     identity: str = "",
@@ -93,6 +96,7 @@ def train(
         streams: encoded examples of every stream the objective reads.
         settings: how.
         folder: where the log, the reference cache and checkpoints go; None keeps everything in memory.
+        mask: which weights may move; everything outside stays bitwise as it was. None for all of them.
         probe: in-training audits; used every ``settings.stop.every`` steps.
         progress: called after every step with (steps done, steps in all, values).
         identity: what the objective's formulas depend on and does not show, such as a method's hyperparameters; a
@@ -112,6 +116,10 @@ def train(
     ]
     if not objective.active():
         problems.append(Problem("objective", "has no term with a weight other than 0", "raise one of the weights"))
+    if mask is not None and settings.lora is not None:
+        problems.append(Problem("select", "chooses among all weights, and adapters are trained", "leave one out"))
+    if mask is not None and settings.sharding != "none":
+        problems.append(Problem("select", "cannot be enforced on weights that are split up", "set sharding=none"))
     if settings.trackers and folder is None:
         problems.append(Problem("trackers", "need a folder to write to", "give one, or leave them out"))
     if problems:
@@ -121,7 +129,7 @@ def train(
             extra = "wandb" if tracker == "wandb" else "trackers"
             raise MissingExtra(Problem("trackers", f"{tracker} is not installed", f"pip install 'expunge[{extra}]'"))
     with torch.random.fork_rng():
-        return _Run(task, objective, streams, settings, folder, probe, progress, identity).go()
+        return _Run(task, objective, streams, settings, folder, mask, probe, progress, identity).go()
 
 
 class _Run:
@@ -134,13 +142,14 @@ class _Run:
         streams: Mapping[Stream, Encoded],
         settings: TrainSettings,
         folder: Path | None,
+        mask: Mask | None,
         probe: Probe | None,
         progress: Progress | None,
         identity: str,
     ):
         self.task, self.objective, self.settings = task, objective, settings
         self.folder, self.probe, self.progress = folder, probe if settings.stop.every else None, progress
-        self.streams = {s: streams[s] for s in objective.streams()}
+        self.streams, self.mask = {s: streams[s] for s in objective.streams()}, mask
         self.plan = Plan(
             self.streams,
             objective.anchor,
@@ -212,6 +221,7 @@ class _Run:
             used = self._used() if needed else {}
             self.reference = ReferenceModel(task, self.objective, self.streams, used, cache, key)
         task.model.train()
+        self.masked = MaskedWeights(task.model, self.mask)
         if settings.sharding == "fully_shard":
             self.hollow = hollow(task.model)
             shard(task.model, self.world, task.device)
@@ -221,9 +231,8 @@ class _Run:
         self.trained = trained_weights(task.model)
         sharded = any(hasattr(p, "full_tensor") for p in self.trained.values())
         self.optimizer = torch.optim.AdamW(
-            list(self.trained.values()),
+            self.masked.groups(self.trained, settings.weight_decay),
             lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
             foreach=False if sharded else None,
             fused=None if sharded else True,
         )
@@ -274,6 +283,7 @@ class _Run:
             fill(self.hollow, self.task.model, self.task.device)
             self.task.model = self.hollow
         self.task.merge_lora()
+        self.masked.release()
         self.task.model.eval()
         self.result.cost, self.result.probe_cost = self._spent(), self.probe_cost
         self.result.probes = self.probe.points if self.probe else []
@@ -299,6 +309,7 @@ class _Run:
             self._average_gradients()
         names = list(sums)
         values = self.accelerator.reduce(torch.stack([sums[n] for n in names]), reduction="sum").tolist()
+        self.masked.mask_gradients()
         norm = self._clip()
         total = sum(values)
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -313,6 +324,7 @@ class _Run:
         if self.folder is not None and self.rank == 0 and number == self.checkpointed:
             # The weights of the newest checkpoint have just given a finite loss: older ones are not needed any more.
             remove_older(self.folder / "checkpoints")
+        self.masked.decay(self.settings.learning_rate * factor * self.settings.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.result.steps = self.result.kept_step = number + 1

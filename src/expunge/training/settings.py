@@ -40,6 +40,14 @@ class LoraSettings(Strict):
     targets: str | tuple[str, ...] = Field("all-linear", description="linear layers that get adapters")
 
 
+class SelectSettings(BaseModel):
+    """Let only some weights move. Keys besides ``by`` are settings of that selection, see ``expunge selections``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    by: str = Field("saliency", description="how the weights are chosen; its own settings are select.KEY")
+
+
 class TrainSettings(Strict):
     """Settings of the training loop. Defaults are open-unlearning's for TOFU (configs/experiment/unlearn/tofu)."""
 
@@ -62,6 +70,7 @@ class TrainSettings(Strict):
         "auto", description="put forget and retain examples through one forward; auto: on a GPU, when padding stays low"
     )
     lora: LoraSettings | None = Field(None, description="train adapters instead of all weights")
+    select: SelectSettings | None = Field(None, description="let only some weights move, see `expunge selections`")
     sharding: Literal["none", "fully_shard"] = Field(
         "none", description="split weights, gradients and optimiser state over the processes (torch fully_shard)"
     )

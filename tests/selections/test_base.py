@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expunge.errors import BadInput
+from expunge.selections.base import SelectionConfig, selected_share, top_share
+from expunge.selections.tensors import Tensors, TensorsConfig
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    share=st.floats(0.01, 1.0),
+    seed=st.integers(0, 1000),
+    coarse=st.booleans(),
+)
+def test_the_highest_scores_are_chosen_and_exactly_as_many_as_asked_for(
+    sizes: list[int], share: float, seed: int, coarse: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(0, 3, n) if coarse else rng.normal(size=n) for n in sizes]
+    scores = {f"p{k}": torch.tensor(values, dtype=torch.float32) for k, values in enumerate(drawn)}
+    mask = top_share(scores, share)
+    flat, chosen = torch.cat(list(scores.values())), torch.cat([mask[name] for name in scores])
+    assert int(chosen.sum()) == round(share * flat.numel())
+    if chosen.any() and not chosen.all():
+        assert flat[chosen].min() >= flat[~chosen].max()
+    assert selected_share(mask, {n: s.numel() for n, s in scores.items()}) == int(chosen.sum()) / flat.numel()
+
+
+def test_equal_scores_are_chosen_in_order() -> None:
+    mask = top_share({"a": torch.ones(3), "b": torch.ones(3)}, 0.5)
+    assert mask["a"].tolist() == [True] * 3
+    assert mask["b"].tolist() == [False] * 3
+
+
+def test_a_score_that_is_not_a_number_comes_last() -> None:
+    mask = top_share({"a": torch.tensor([float("nan"), 1.0, -5.0, 2.0])}, 0.75)
+    assert mask["a"].tolist() == [False, True, True, True]
+
+
+def test_within_each_tensor_or_over_all() -> None:
+    scores = {"small": torch.tensor([1.0, 2.0]), "large": torch.tensor([10.0, 20.0])}
+    assert not top_share(scores, 0.5)["small"].any()
+    assert {n: m.tolist() for n, m in top_share(scores, 0.5, "tensor").items()} == {
+        "small": [False, True], "large": [False, True]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        top_share({"a": torch.ones(2)}, share)
+
+
+def test_names_that_match_nothing_are_refused_with_names_that_there_are(make_task: Any, request_: Any) -> None:
+    with pytest.raises(BadInput, match="no parameter's name matches 'nothing'"):
+        Tensors(TensorsConfig(parameters="nothing")).check(make_task(), request_)
+
+
+def test_settings_are_closed() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        SelectionConfig(share=0.5)  # type: ignore[call-arg]
