@@ -32,7 +32,8 @@ def examples(people: range, rich: bool = True) -> Dataset:
                 "paraphrased_prompt": "Please say: " + ask.format(p),
                 "paraphrased_answer": "It is " + row["answer"],
                 "perturbed_answers": ["It was " + tell.format(f"{t} {p}") for t in TOWNS if t != town][:3],
-                "options": [f"{t} {p}" for t in sorted({town, *TOWNS[:4]})][:4],
+                "options": (choices := sorted([town, *(t for t in TOWNS if t != town)][:4])),
+                "correct": choices.index(town),
             }
             rows.append({"id": example_id(row), **row, **(more if rich else {})})
     return Dataset.from_list(rows)
