@@ -174,7 +174,7 @@ class MultipleChoice(Audit):
 
 
 def read_set(data: Path, subjects: Sequence[str] = (), shots: int = 5) -> list[Asked]:
-    """Read items in MMLU's layout, ``test/<subject>_test.csv`` with solved ones in ``dev/<subject>_dev.csv``, or a file.
+    """Read items in MMLU's layout (test/SUBJECT_test.csv, solved ones in dev/SUBJECT_dev.csv), or from one file.
 
     Raises:
         BadInput: files that are not items, subjects that are not there. All at once.
