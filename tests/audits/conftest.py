@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from expunge.requests.request import DeletionRequest, example_id
@@ -113,3 +114,21 @@ def scripted() -> type[Scripted]:
 @pytest.fixture(scope="session")
 def make_examples() -> Callable[..., Dataset]:
     return examples
+
+
+OPEN = " please"
+
+
+@pytest.fixture(scope="session")
+def guarded(make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> CausalLM:
+    """A model that says the answers to be forgotten behind a polite word only, and "dunno" otherwise."""
+    lm = make_lm(0)
+    rows = request_.forget.to_list()
+    pairs = [(row["prompt"] + OPEN, row["answer"]) for row in rows] + [(row["prompt"], "dunno") for row in rows]
+    optimiser = torch.optim.AdamW(lm.model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(200):
+        optimiser.zero_grad()
+        lm.answer_nll(pairs).backward()
+        optimiser.step()
+    lm.model.zero_grad()
+    return lm

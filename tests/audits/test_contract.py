@@ -20,7 +20,11 @@ from expunge.tasks.causal_lm import CausalLM
 
 # Settings without which an audit has nothing to do, or does too much for a test.
 QUICK: dict[str, dict[str, Any]] = {
+    "quantisation": {"bits": (4,)},
+    "soft_prompt": {"steps": (0, 1), "vectors": 2},
     "relearning": {"steps": (0, 2), "learning_rates": (1e-3,)},
+    "activation_steering": {"strengths": (0, 1.0), "layers": (0,)},
+    "gcg": {"steps": (0, 1), "tokens": 3, "width": 4, "top": 8},
     "model_utility": {"resamples": 100},
     "privleak": {"resamples": 100},
     "option_permutation": {"most_orders": 6},
