@@ -53,6 +53,27 @@ RETAIN = {
 }
 
 
+def drift(stats: Any) -> torch.Tensor:
+    away = (stats.blocks[1] - stats.reference_blocks[1]).square().mean(-1)
+    return stats.per_example(away) / stats.counts
+
+
+# One stream is left early, the other one is read behind every block.
+BLOCKS = Objective(
+    (
+        Term(
+            "steer",
+            ("forget",),
+            lambda s: s.per_example((s.blocks[0] - 1).square().mean(-1)),
+            "example_mean",
+            blocks=(0,),
+        ),
+        Term("hold", ("retain",), drift, "example_mean", 50.0, reference="rows", blocks=(1,)),
+        RETAIN["nll"],
+    )
+)
+
+
 def words() -> PreTrainedTokenizerFast:
     vocabulary = {w: i for i, w in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(61))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -113,7 +134,7 @@ def run_case(case: dict[str, Any], out: Path) -> None:
         }
         settings = TrainSettings(**case["settings"])
         probe = Probe(streams, settings.stop, 0) if settings.stop.every else None
-        objective = Objective((NPO, RETAIN[case.get("retain", "kl")]))
+        objective = BLOCKS if case.get("blocks") else Objective((NPO, RETAIN[case.get("retain", "kl")]))
         result = train(task, objective, streams, settings, folder=folder, probe=probe)
     assert result is not None
     # Every process must end with an ordinary model of ordinary tensors, ready to be asked.

@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no_share": {"settings": {**BASE, "batch_size": 1, "epochs": 1}},
     "experts": {"family": "mixtral", "settings": BASE},
     "gpt2": {"family": "gpt2", "settings": BASE},
+    "blocks": {"blocks": True, "settings": {**BASE, "micro_batch_size": 1}},
     "lora": {"settings": {**BASE, "lora": {"rank": 4}}},
     "loose": {"settings": {**BASE, "clip_norm": None, "weight_decay": 0.0}},
     "probed": {"settings": {**BASE, "stop": {"every": 2, "forget_target": 4.4, "keep": "closest"}}},
@@ -42,7 +43,20 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "method": {"method": "npo", "folder": True, "settings": {**BASE, "retain": "kl", "stop.every": 2}},
 }
-SHARDED = ("plain", "nll", "tied", "one_each", "no_share", "experts", "gpt2", "lora", "probed", "resumed", "method")
+SHARDED = (
+    "plain",
+    "nll",
+    "tied",
+    "one_each",
+    "no_share",
+    "experts",
+    "gpt2",
+    "blocks",
+    "lora",
+    "probed",
+    "resumed",
+    "method",
+)
 
 
 def runner() -> Any:

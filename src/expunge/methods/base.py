@@ -137,6 +137,10 @@ class ObjectiveMethod(Method):
     def objective(self) -> Objective:
         """The weighted terms to minimise."""
 
+    def objective_for(self, task: Task, run: Run) -> Objective:
+        """The objective of this run; for terms that depend on the model or the seed, or that keep a state."""
+        return self.objective()
+
     def required(self) -> tuple[str, ...]:
         """Example sets behind the streams of the objective."""
         return tuple(s for s in self.objective().streams() if s in ROLES and s != "forget")
@@ -154,7 +158,7 @@ class ObjectiveMethod(Method):
         """Train a copy of the model on the objective."""
         self.check(task, request)
         self._check_stop(run, request)
-        objective = self.objective()
+        objective = self.objective_for(task, run)
         selection = selection_of(run.train)
         if selection is not None:
             selection.check(task, request)

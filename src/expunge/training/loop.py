@@ -147,7 +147,7 @@ class _Run:
         progress: Progress | None,
         identity: str,
     ):
-        self.task, self.objective, self.settings = task, objective, settings
+        self.task, self.objective, self.settings = task, objective.own(), settings
         self.folder, self.probe, self.progress = folder, probe if settings.stop.every else None, progress
         self.streams, self.mask = {s: streams[s] for s in objective.streams()}, mask
         self.plan = Plan(
@@ -169,9 +169,11 @@ class _Run:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.result = TrainResult()
-        self.components = self._share(objective.components())
+        self.components = self._share(self.objective.components())
+        self.moving = self.objective.moving()
         self.best: dict[str, Tensor] | None = None
         self.hollow: nn.Module | None = None
+        self.seen: dict[str, Tensor] = {}  # (sum, divisor) of the terms whose weights move
         self.checkpointed = -1  # the step of the newest checkpoint
         # What was spent: before this process resumed, on probes, and what the task's account said at the start.
         self.earlier, self.probe_cost, self.before = Cost(), Cost(), task.cost.snapshot()
@@ -301,10 +303,12 @@ class _Run:
         work = [(g, terms, p) for g, terms in self.components for p in self._deal(step, g, self.rank)]
         joined = {g: self._joins(step, g) for g, _ in self.components}
         sums: dict[str, Tensor] = {}
+        weights = {f"weight/{name}": weight.value for name, weight in self.moving.items()}
         for k, (group, terms, positions) in enumerate(work):
             with self._sync(last=k == len(work) - 1), self._autocast():
                 loss = self._loss(step, group, terms, positions, joined[group], sums)
                 loss.backward()
+            self._move("micro_batch", step.epoch)
         if self.world > 1 and self.hollow is None and not self.wrapped:
             self._average_gradients()
         names = list(sums)
@@ -327,6 +331,7 @@ class _Run:
         self.masked.decay(self.settings.learning_rate * factor * self.settings.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._move("step", step.epoch)
         self.result.steps = self.result.kept_step = number + 1
         record: dict[str, float] = {
             "step": number + 1,
@@ -336,6 +341,7 @@ class _Run:
             "gradient_norm": norm,
             "loss": total,
             **{f"loss/{n}": v for n, v in zip(names, values, strict=True)},
+            **weights,
         }
         self._record(record)
         if self.progress is not None and self.rank == 0:
@@ -360,11 +366,34 @@ class _Run:
         loss = torch.zeros((), device=self.task.device)
         for term in terms:
             divisor = term.divisor(*self._sizes(step, term, group))
-            value = term.weight * term.partial_sum([stats[s] for s in term.streams]) / divisor * (0 if idle else 1)
+            partial = term.partial_sum([stats[s] for s in term.streams]) * (0 if idle else 1)
+            value = term.factor * partial / divisor
+            if term.name in self.moving:
+                self._note(term, partial.detach(), divisor, 0 if idle else self._own_divisor(term, stats))
             sums[term.name] = sums.get(term.name, torch.zeros((), device=value.device)) + value.detach()
             loss = loss + value
         # Gradients are averaged over processes; the divisor already counts the examples of all of them.
         return loss * self.world
+
+    def _own_divisor(self, term: Term, stats: Mapping[Stream, Statistics]) -> int:
+        """What a micro-batch's sum is divided by for its own mean."""
+        first = stats[term.streams[0]]
+        return term.divisor(len(first), int(first.counts.sum()), len(first.targets))
+
+    def _note(self, term: Term, partial: Tensor, whole: int, own: int) -> None:
+        """Remember what a moving weight's term was, until the weight moves."""
+        per_step = self.moving[term.name].per == "step"
+        seen = torch.stack([partial, partial.new_tensor(whole if per_step else own)])
+        before = self.seen.get(term.name)
+        # The step's divisor is the same in every micro-batch and process.
+        self.seen[term.name] = seen if before is None else torch.stack([before[0] + seen[0], seen[1]])
+
+    def _move(self, per: str, epoch: int) -> None:
+        """Let the weights move that do so now."""
+        for name, weight in self.moving.items():
+            if weight.per == per and name in self.seen:
+                total, count = self.accelerator.reduce(self.seen.pop(name), reduction="sum").tolist()
+                weight.update(total / (count / self.world if per == "step" else count), epoch)
 
     def _forward(self, group: Sequence[Stream], parts: Mapping[Stream, Encoded], joined: bool) -> list[Any]:
         if not joined:
@@ -535,6 +564,7 @@ class _Run:
             "probe_target": self.probe.target if self.probe else None,
             "settings": self.settings.model_dump(mode="json"),
             "identity": self.identity,
+            "weights": {name: weight.value for name, weight in self.moving.items()},
             "cost": (self._spent() + self.probe_cost).to_dict(),
             "probe_cost": self.probe_cost.to_dict(),
         }
@@ -559,6 +589,8 @@ class _Run:
         self.best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")} or None
         restore_state(self.task.model, self.optimizer, state)
         self.result.history = facts["history"]
+        for name, weight in self.moving.items():
+            weight.value = float(facts["weights"][name])
         if self.probe is not None:
             self.probe.points = [ProbePoint(**p) for p in facts["probes"]]
             self.probe.target = facts["probe_target"]

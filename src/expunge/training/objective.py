@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,6 +17,30 @@ from expunge.tasks.statistics import IGNORED, Statistics
 Reduction = Literal["token_mean", "row_mean", "sequence_mean", "sequence_sum", "example_mean"]
 Reference = Literal["none", "sequence_nll", "rows"]
 Stream = Literal["forget", "alternative", "retain"]
+
+
+@dataclass(eq=False)
+class MovingWeight(ABC):
+    """A weight that follows what training does to its term, such as a dual variable.
+
+    The loop works on a copy and keeps the value in checkpoints. Several processes see the same values.
+
+    Attributes:
+        value: the weight now; all that there is to remember.
+        per: when ``update`` is called: after every optimiser step or after every micro-batch.
+    """
+
+    value: float
+    per: Literal["step", "micro_batch"] = field(default="step", kw_only=True)
+
+    @abstractmethod
+    def update(self, value: float, epoch: int) -> None:
+        """Move.
+
+        Args:
+            value: what the term was, before weighting, over the whole step or over the micro-batch.
+            epoch: of the step, from 0.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,7 +58,8 @@ class Term:
             - "sequence_mean": values per row, averaged over each example's rows, then over examples.
             - "sequence_sum": values per row, summed over each example's rows, averaged over examples.
             - "example_mean": values per example, averaged over examples.
-        weight: factor; a term of weight 0 is never evaluated and its streams are not read for it.
+        weight: factor, a number or one that moves; a term of weight 0 is never evaluated and its streams are not read
+            for it.
         reference: what it needs of the model before unlearning: nothing, the summed answer NLL per example, or what it
             reads at the rows, logits or block outputs.
         positions: which rows of its streams are read.
@@ -44,7 +71,7 @@ class Term:
     streams: tuple[Stream, ...]
     values: Callable[..., Tensor]
     reduction: Reduction
-    weight: float = 1.0
+    weight: float | MovingWeight = 1.0
     reference: Reference = "none"
     positions: Positions = "answer"
     blocks: tuple[int, ...] = ()
@@ -52,6 +79,11 @@ class Term:
     def __post_init__(self) -> None:
         if self.positions != "answer" and self.reduction not in ("row_mean", "example_mean"):
             raise ValueError(f"term {self.name}: {self.reduction} is defined over answer rows, not {self.positions}")
+
+    @property
+    def factor(self) -> float:
+        """The weight now."""
+        return self.weight.value if isinstance(self.weight, MovingWeight) else self.weight
 
     def partial_sum(self, statistics: Sequence[Statistics]) -> Tensor:
         """Return the un-normalised sum over a micro-batch; sums of micro-batches add up to the whole step's."""
@@ -89,8 +121,16 @@ class Objective:
                 raise ValueError(f"two terms read different prompt rows of the {stream} stream")
 
     def active(self) -> tuple[Term, ...]:
-        """Terms that are evaluated: those with a weight other than zero."""
-        return tuple(term for term in self.terms if term.weight != 0)
+        """Terms that are evaluated: those with a weight other than zero, or one that moves."""
+        return tuple(term for term in self.terms if isinstance(term.weight, MovingWeight) or term.weight != 0)
+
+    def own(self) -> Objective:
+        """Return the same objective with moving weights of its own, so that using it leaves this one as it is."""
+        return replace(self, terms=tuple(replace(term, weight=copy(term.weight)) for term in self.terms))
+
+    def moving(self) -> dict[str, MovingWeight]:
+        """The weights that move, by the names of their terms."""
+        return {term.name: term.weight for term in self.terms if isinstance(term.weight, MovingWeight)}
 
     def streams(self) -> tuple[Stream, ...]:
         """Streams that are read, the anchor first."""
