@@ -206,6 +206,16 @@ def test_terms_on_block_outputs_run_no_further_and_follow_the_definition(task: C
     assert all(torch.count_nonzero(v) == 0 for n, v in expected.items() if "norm" in n and "layers" not in n)
 
 
+def test_weights_that_no_term_depends_on_are_refused(task: CausalLM, encode: Encode) -> None:
+    streams = {"forget": encode(4), "retain": encode(4, 100)}
+    above = {"model.layers.1.mlp.up_proj.weight": None}
+    with pytest.raises(BadInput, match="reaches none of the weights that may move"):
+        train(task, Objective((STEER,)), streams, TrainSettings(**PLAIN), mask=above)
+    before = task.copy()
+    train(task, Objective((STEER, RETAIN["nll"])), streams, TrainSettings(**{**PLAIN, "max_steps": 2}), mask=above)
+    assert not torch.equal(*(m.model.layers[1].mlp.up_proj.weight for m in (before.model, task.model)))
+
+
 def second_block(model: Any, tokens: Tensor) -> Tensor:
     """What the last block gives out, in front of the final norm."""
     seen: list[Tensor] = []

@@ -55,6 +55,15 @@ def test_nothing_outside_moves_and_everything_inside_may(task: CausalLM, encode:
     assert all(p.requires_grad for p in task.model.parameters())
 
 
+def test_what_no_gradient_reaches_does_not_decay(task: CausalLM, encode: Any, weights: Weights) -> None:
+    before = weights(task)
+    low = Term("low", ("forget",), lambda s: s.per_example(s.blocks[0].square().sum(-1)), "example_mean", blocks=(0,))
+    train(task, Objective((low,)), streams(encode), SETTINGS, mask=some(task))
+    moved = {name for name, value in weights(task).items() if not torch.equal(value, before[name])}
+    assert moved
+    assert not any("layers.1" in name or name.startswith(("lm_head", "model.norm")) for name in moved)
+
+
 def test_a_mask_of_everything_is_no_mask(task: CausalLM, encode: Any, weights: Weights) -> None:
     other = task.copy()
     train(task, OBJECTIVE, streams(encode), SETTINGS)

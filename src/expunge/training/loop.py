@@ -307,8 +307,12 @@ class _Run:
         for k, (group, terms, positions) in enumerate(work):
             with self._sync(last=k == len(work) - 1), self._autocast():
                 loss = self._loss(step, group, terms, positions, joined[group], sums)
-                loss.backward()
+                if loss.requires_grad:
+                    loss.backward()
             self._move("micro_batch", step.epoch)
+        if all(p.grad is None for p in self.trained.values()):
+            what = "reaches none of the weights that may move"
+            raise BadInput(Problem("objective", what, "let other weights move, or give terms that depend on these"))
         if self.world > 1 and self.hollow is None and not self.wrapped:
             self._average_gradients()
         names = list(sums)

@@ -65,10 +65,13 @@ class MaskedWeights:
 
     @torch.no_grad()
     def decay(self, amount: float) -> None:
-        """Shrink the chosen entries of partly masked parameters by ``1 - amount``, as AdamW would all of them."""
-        if amount:
-            for name, mask in self.masks.items():
-                parameter = self._parameters[name]
+        """Shrink the chosen entries of partly masked parameters by ``1 - amount``, as AdamW would all of them.
+
+        Like AdamW, it leaves alone what no gradient has reached.
+        """
+        for name, mask in self.masks.items():
+            parameter = self._parameters[name]
+            if amount and parameter.grad is not None:
                 parameter.copy_(torch.where(mask, parameter * (1 - amount), parameter))
 
     def release(self) -> None:

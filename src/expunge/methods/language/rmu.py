@@ -33,7 +33,7 @@ class RMUConfig(RetainConfig):
     trained: Literal["down_proj", "all"] = Field(
         "down_proj",
         description="down_proj trains the feed-forward output matrix of a few blocks, all every weight up to the "
-        "layer; with lora, adapters train instead of both",
+        "layer; where lora or select is given, that decides instead",
     )
     trained_layers: tuple[int, ...] = Field(
         (), description="blocks whose down projections train; the layer and the two before it if not given"
@@ -196,9 +196,9 @@ class RMU(ObjectiveMethod):
         return Objective((forget, retain))
 
     def start(self, task: Task, run: Run) -> Task:
-        """Return a copy of the model of which only the named matrices train, unless adapters do."""
+        """Return a copy of the model of which only the named matrices train, unless adapters or a selection do."""
         model = super().start(task, run)
-        if self.config.trained == "down_proj" and run.train.lora is None:
+        if self.config.trained == "down_proj" and run.train.lora is None and run.train.select is None:
             model.model.requires_grad_(False)
             for number in self._trained_layers(self.layer(len(decoder_blocks(model.model)))):
                 for parameter in feed_forward_outputs(model.model, number).values():
