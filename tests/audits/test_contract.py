@@ -17,6 +17,9 @@ from expunge.audits.observations import Observations
 from expunge.audits.suite import AUDITS, not_finite, run_audits, run_one
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.combination import Combination
+from expunge.tasks.in_context import Context, InContextLM
+from expunge.tasks.logit_ensemble import LogitEnsemble
 
 # Settings without which an audit has nothing to do, or does too much for a test.
 QUICK: dict[str, dict[str, Any]] = {
@@ -186,3 +189,27 @@ def test_chat_and_adapters_are_served(make_lm: Callable[..., CausalLM], request_
     models["unlearned"].wrap_lora(rank=2, alpha=4, dropout=0.1)
     result = run_audits(models, request_, settings=QUICK, max_new_tokens=8)
     assert {f.audit: f.note for f in result.findings if f.status != "measured"} == {}
+
+
+@pytest.mark.parametrize("kind", ["logit_ensemble", "in_context_lm"])
+def test_guarded_models_are_served_by_every_audit(
+    kind: str, make_lm: Callable[..., CausalLM], request_: DeletionRequest, tmp_path: Path
+) -> None:
+    models = {name: make_lm(seed) for seed, name in enumerate(("unlearned", "original", "oracle"))}
+    main = models["unlearned"]
+    if kind == "logit_ensemble":
+        main.model.requires_grad_(True)
+        models["unlearned"] = LogitEnsemble(main, [make_lm(7).model], Combination((-0.5,), filter=0.01, min_keep=20))
+    else:
+        models["unlearned"] = InContextLM(main, Context("", (("Who?", "Nobody."),)))
+    before = state(models)
+    serving = [audit for audit in AUDITS.classes() if "causal_lm" in audit.tasks]
+    settings = {audit.id: settings_of(audit, tmp_path) for audit in serving}
+    result = run_audits(models, request_, [a.id for a in serving], settings=settings, max_new_tokens=8)
+    assert {f.audit: f.note for f in result.findings if f.status == "crashed"} == {}
+    after = state(models)
+    assert all(torch.equal(value, after["weights"][key]) for key, value in before["weights"].items())
+    assert before["hooks"] == after["hooks"]
+    distance = next(f for f in result.findings if f.audit == "weight_distance")
+    assert distance.estimates["unlearned"]["relative_distance"].value is not None
+    assert "Behind a guard: 'unlearned'" in distance.note

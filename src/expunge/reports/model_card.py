@@ -12,15 +12,15 @@ import yaml
 from expunge.audits.base import Estimate
 from expunge.reports import wording
 from expunge.reports.report import LEVELS, RunReport, to_plain, write_text
+from expunge.tasks.storage import CARD, stored_settings
 
-CARD = "README.md"
 
-
-def render_model_card(report: RunReport) -> str:
+def render_model_card(report: RunReport, note: str = "") -> str:
     """Return the model card of the unlearned model.
 
     Args:
         report: what happened. The card is about the model named "unlearned".
+        note: what the folder says of itself to whoever loads it; Markdown of ours.
 
     Returns:
         Markdown with YAML front matter. Text from the request and the models never becomes markup.
@@ -47,6 +47,7 @@ def render_model_card(report: RunReport) -> str:
         f"| **Request** | {_request(report)} |",
         f"| **Date** | {_plain(report.created)} |",
         "",
+        *(["## How to load it", "", note, ""] if note else []),
         "## Numbers",
         "",
         *_numbers(report),
@@ -77,7 +78,8 @@ def render_model_card(report: RunReport) -> str:
 
 def write_model_card(report: RunReport, folder: str | Path) -> Path:
     """Write the model card as ``README.md`` into the model's folder and return its path."""
-    return write_text(Path(folder) / CARD, render_model_card(report))
+    note = str(stored_settings(Path(folder)).get("note", ""))
+    return write_text(Path(folder) / CARD, render_model_card(report, note))
 
 
 def _front_matter(report: RunReport) -> dict[str, Any]:

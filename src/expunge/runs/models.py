@@ -165,7 +165,7 @@ def stated_level(model: AnyModel) -> str:
         return model.removal_level
     if isinstance(model, str | Path):
         return str(stored(model_path(model)).get("removal_level", "unknown"))
-    return "unknown" if isinstance(model, Task) else "guard"
+    return str(getattr(model, "removal_level", "unknown")) if isinstance(model, Task) else "guard"
 
 
 def stored(path: str | Path) -> Mapping[str, Any]:

@@ -58,6 +58,11 @@ class Task(ABC):
         device: torch.device = next(self.model.parameters()).device
         return device
 
+    @property
+    def base(self) -> Task:
+        """The model inside what surrounds it, such as a guard; itself where nothing does."""
+        return self
+
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over the names and weights of the model."""
         yield from self.model.named_parameters()

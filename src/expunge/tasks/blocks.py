@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expunge.errors import Problem, UnsupportedModel
+from expunge.errors import BadInput, Problem, UnsupportedModel
 
 # How the stack is called, where several lists of modules have as many members as the model has layers.
 STACKS = ("layers", "h", "blocks", "block")
@@ -59,6 +60,32 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
             )
         )
     return next(iter(outer.values()))
+
+
+def first_blocks(model: nn.Module, count: int) -> PreTrainedModel:
+    """Return a causal language model of the first blocks of another, with its embeddings, final norm and head.
+
+    The weights are the other model's own, not copies; modules and configuration are new.
+
+    Args:
+        model: any transformers causal language model.
+        count: how many blocks, from 1 to all of them.
+
+    Raises:
+        BadInput: it does not have that many.
+        UnsupportedModel: its blocks cannot be found.
+    """
+    whole = plain_model(model)
+    there = len(decoder_blocks(whole))
+    if not 1 <= count <= there:
+        raise BadInput(Problem("blocks", f"is {count}, and the model has {there}", f"give a number from 1 to {there}"))
+    cut: Any = copy.deepcopy(whole, {id(p): p for p in whole.parameters()})
+    blocks, config = decoder_blocks(cut), cut.config.get_text_config()
+    del blocks[count:]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+    return cut
 
 
 def feed_forward_outputs(model: nn.Module, block: int) -> dict[str, nn.Parameter]:

@@ -96,8 +96,27 @@ class CausalLM(Task):
         Template and chat mode that an earlier run stored beside the model are used unless given here.
 
         Raises:
-            BadInput: no such model, unknown dtype or device, damaged files, weights that are not safetensors.
+            BadInput: no such model, unknown dtype or device, damaged files, weights that are not safetensors, or a
+                folder that holds more than this one model, such as a guard around it.
         """
+        kind = stored_settings(Path(path)).get("task", cls.id)
+        if kind != cls.id:
+            what = f"holds a {kind}, of which this would load a part"
+            raise BadInput(Problem(f"model {path}", what, "load it with expunge.tasks.loading.load_task"))
+        return cls.read(path, dtype=dtype, device=device, template=template, chat=chat, max_length=max_length)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        template: str | None = None,
+        chat: ChatMode | None = None,
+        max_length: int | None = None,
+    ) -> CausalLM:
+        """Load what the library itself would load of a folder, whatever else the folder says that it holds."""
         check_loading(dtype, device)
         try:
             with quiet():

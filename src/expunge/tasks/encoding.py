@@ -184,6 +184,11 @@ class TextEncoder:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
 
+    @property
+    def lead(self) -> list[int]:
+        """Tokens that the model reads before any running text, apart from what begins a sequence."""
+        return []
+
     def render(self, prompt: Prompt, answer: str) -> tuple[str, int, bool]:
         """Return the full text, the character where the answer starts, and whether a chat template made it."""
         if not isinstance(prompt, str) or (self.uses_chat and prompt):

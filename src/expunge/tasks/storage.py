@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from expunge.errors import BadInput, Problem
 
 SETTINGS = "expunge.json"
+CARD = "README.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

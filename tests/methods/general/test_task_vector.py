@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from expunge.errors import BadInput
 from expunge.methods.base import Run, settle
-from expunge.methods.general.task_vector import TaskVector, Tried, choose_strength, negate_task_vector
+from expunge.methods.general.task_vector import TaskVector, negate_task_vector
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
@@ -51,6 +50,10 @@ def test_two_weights_by_hand_and_integers_stay() -> None:
     assert out["steps"].tolist() == [7]
     out["steps"][0] = 0
     assert base["steps"].tolist() == [7]
+    # The reference code leaves such tensors out, and a strict load of its result fails.
+    reference = negate_task_vector(base, tuned, 3.0, parity=True)
+    assert reference.keys() == {"w"}
+    assert reference["w"].tolist() == [-0.5, -2.0]
 
 
 @given(st.integers(0, 10**6), st.floats(0, 8))
@@ -179,18 +182,6 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
 
 
 # ---- choosing a strength -------------------------------------------------------------------------------------------
-
-
-def test_the_largest_strength_before_the_ceiling_or_the_one_closest_to_a_target() -> None:
-    tried = [Tried(0.5, 1.0, 0.1), Tried(2.0, 3.0, 0.3), Tried(1.0, 2.0, 0.2), Tried(4.0, 9.0, math.nan)]
-    tried.append(Tried(8.0, 9.0, 0.0))  # beyond one that broke
-    assert choose_strength(tried, 0.3) == tried[1]
-    assert choose_strength(tried, 0.25) == tried[2]
-    assert choose_strength(tried, 0.05) is None
-    assert choose_strength(tried, math.inf, target=1.2) == tried[0]
-    assert choose_strength(tried, math.inf, target=50.0) == tried[1]
-    assert choose_strength(tried, math.inf, target=1.5) == tried[0]  # of two as close, the smaller
-    assert choose_strength([], 1.0) is None
 
 
 def test_the_search_takes_the_largest_strength_whose_retain_loss_stays(

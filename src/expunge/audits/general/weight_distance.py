@@ -6,6 +6,7 @@ It says how much was changed, not whether anything was forgotten, so it gives th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 def squared_distances(model: Task, original: Task) -> dict[str, tuple[float, float]]:
     """Compare two models weight by weight in float32; adapters are folded into a copy first.
+
+    Of a model behind a guard, the weights are those that the guard surrounds.
 
     Returns:
         Name of the weight -> (squared L2 distance, squared L2 norm of the original's).
@@ -50,6 +53,7 @@ def relative(distance: float, norm: float) -> float:
 
 
 def _weights(task: Task) -> dict[str, Tensor]:
+    task = getattr(task, "base", task)  # a wrapped model need not have one
     weights = dict(task.named_parameters())
     if any("lora_" in name for name in weights):
         merged = task.copy()
@@ -97,8 +101,14 @@ class WeightDistance(Audit):
             ],
             estimates=estimates,
             tables=tables,
+            note=_guarded(seen.models),
             attempted={"compared in": "float32"},
         )
+
+
+def _guarded(models: Mapping[str, Task]) -> str:
+    names = [f"'{name}'" for name, task in models.items() if getattr(task, "base", task) is not task]
+    return f"Behind a guard: {', '.join(names)}. The weights compared are those that it surrounds." if names else ""
 
 
 def _modules(squares: dict[str, tuple[float, float]]) -> dict[str, float]:

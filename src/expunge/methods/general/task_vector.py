@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
-from expunge.errors import BadInput, Problem
 from expunge.methods.base import MethodConfig, ObjectiveMethod, Run, Unlearned
+from expunge.methods.strengths import StrengthConfig, check_strengths, search_strength
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
-from expunge.tasks.cost import Cost
 from expunge.training.objective import Objective, Term, nll
-from expunge.training.probe import Probe
 from expunge.training.settings import StopSettings
 
 
-class TaskVectorConfig(MethodConfig):
+class TaskVectorConfig(StrengthConfig):
     """Hyperparameters of task vector negation; defaults of MUSE."""
 
     strength: float = Field(1.0, gt=0, description="how much of the task vector is subtracted (lambda)")
-    strengths: tuple[PositiveFloat, ...] = Field(
-        (),
-        description="try these instead, from the smallest on, and take the last before the retain NLL rises by more "
-        "than retain_rise; with a forget target (stop.forget_target), the one up to there that comes closest to it",
-    )
-    retain_rise: PositiveFloat = Field(
-        0.05,
-        description="how far a strength may raise the retain NLL, in nats per token; 0.05 keeps 95 % of the "
-        "probability per token",
-    )
 
 
-@dataclass(frozen=True)
-class Tried:
-    """What one strength does to a seeded subset of the sets; NLLs are means over examples, in nats per token."""
-
-    strength: float
-    forget_nll: float
-    retain_nll: float
-
-
-def negate_task_vector(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
+def negate_task_vector(
+    base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], strength: float, *, parity: bool = False
+) -> dict[str, Tensor]:
     """Return ``base - strength (tuned - base)`` per floating-point tensor, and every other tensor as it is in base.
 
     Computed in float32 or better and rounded once. Where the difference is a low-rank product ``B A``, this is the
@@ -56,6 +36,7 @@ def negate_task_vector(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], 
         base: state of the model to forget with, such as a ``state_dict``; it is left as it is.
         tuned: state of the same model after training on what is to be forgotten.
         strength: how much of the difference is subtracted.
+        parity: leave every other tensor out, as the reference code does; loaded strictly, its result lacks buffers.
 
     Raises:
         ValueError: the two states have other names or shapes. Nothing is dropped or broadcast.
@@ -70,31 +51,9 @@ def negate_task_vector(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], 
             exact = torch.promote_types(start.dtype, torch.float32)
             here = start.to(exact)
             out[name] = (here - strength * (tuned[name].to(here) - here)).to(start.dtype)
-        else:
+        elif not parity:
             out[name] = start.clone()
     return out
-
-
-def choose_strength(tried: Sequence[Tried], ceiling: float, target: float | None = None) -> Tried | None:
-    """Choose among the strengths up to the first whose retain NLL exceeds the ceiling.
-
-    What lies beyond is not trusted even if its retain NLL is lower again: the model broke on the way there.
-
-    Args:
-        tried: what each strength does.
-        ceiling: highest retain NLL, in nats per token.
-        target: forget NLL to come closest to; None takes the largest strength.
-
-    Returns:
-        The choice, or None where already the smallest strength exceeds the ceiling.
-    """
-    ascending = sorted(tried, key=lambda t: t.strength)
-    allowed = list(takewhile(lambda t: t.retain_nll <= ceiling, ascending))
-    if not allowed:
-        return None
-    if target is None:
-        return max(allowed, key=lambda t: t.strength)
-    return min(allowed, key=lambda t: (abs(t.forget_nll - target), t.strength))
 
 
 class TaskVector(ObjectiveMethod):
@@ -142,7 +101,11 @@ class TaskVector(ObjectiveMethod):
         tuned = {name: value.detach().clone() for name, value in model.state_dict().items()}
         chosen = self.config.strength
         if self.config.strengths:
-            search, cost = self._search(outcome.model, base, tuned, request, run)
+
+            def at(strength: float) -> None:
+                model.load_state_dict(negate_task_vector(base, tuned, strength))
+
+            search, cost = search_strength(outcome.model, at, self.config, request, run)
             chosen = search["chosen"]
             outcome.config["search"] = search
             outcome.training.probe_cost += cost
@@ -151,47 +114,6 @@ class TaskVector(ObjectiveMethod):
         outcome.training.stop_reason += f"; {chosen:g} times the task vector was subtracted"
         return outcome
 
-    def _search(
-        self, new: Task, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], request: DeletionRequest, run: Run
-    ) -> tuple[dict[str, Any], Cost]:
-        """Measure strengths until one is too much, and choose."""
-        stop = run.train.stop if run.train.stop.every else StopSettings(probe_size=run.train.stop.probe_size)
-        sets = {role: new.encode(examples) for role, examples in request.sets().items()}
-        if stop.forget_target != "holdout":
-            sets.pop("holdout", None)
-        probe = Probe(sets, stop, run.train.seed, run.oracle)
-        rise = min(self.config.retain_rise, stop.retain_ceiling or self.config.retain_rise)
-        before, spent = new.cost.snapshot(), Cost()
-        tried: list[Tried] = []
-        with spent.measured():
-            for strength in [0.0, *sorted(set(self.config.strengths))]:
-                new.model.load_state_dict(negate_task_vector(base, tuned, strength))
-                point = probe.look(new, len(tried))
-                assert point.forget_nll is not None
-                assert point.retain_nll is not None
-                tried.append(Tried(strength, point.forget_nll, point.retain_nll))
-                ceiling = tried[0].retain_nll + rise
-                if strength and not point.retain_nll <= ceiling:
-                    break
-        cost = new.cost - before
-        cost.seconds = spent.seconds
-        best = choose_strength(tried[1:], ceiling, probe.target)
-        if best is None:
-            start, least = tried[0], tried[1]
-            what = f"raise the retain NLL by more than {rise:g} nats per token: already {least.strength:g} takes it"
-            what += f" from {start.retain_nll:.3f} to {least.retain_nll:.3f}"
-            raise BadInput(Problem("strengths", what, "try smaller ones, or raise retain_rise"))
-        found = {"retain_ceiling": ceiling, "forget_target": probe.target, "tried": [asdict(t) for t in tried]}
-        return {"chosen": best.strength, **found}, cost
-
     def _check_stop(self, run: Run, request: DeletionRequest) -> None:
         super()._check_stop(run, request)
-        stop = run.train.stop
-        if stop.every and not self.config.strengths:
-            rules = {"forget_target": stop.forget_target != "none", "retain_ceiling": stop.retain_ceiling is not None}
-            what = "has nothing to judge: training learns the forget set, and one strength is given"
-            problems = [
-                Problem(f"stop.{name}", what, "give strengths to choose among") for name, on in rules.items() if on
-            ]
-            if problems:
-                raise BadInput(problems)
+        check_strengths(self.config, run.train.stop)
