@@ -26,8 +26,8 @@ def test_a_guard_falls_to_a_soft_prompt_and_ignorance_does_not(
     finding = run_one(audit, Observations({"unlearned": guarded, "oracle": make_lm(3)}, request_))
     assert finding.status == "measured", finding.note
     u, o = finding.estimates["unlearned"], finding.estimates["oracle"]
-    assert u["heldout_before"].value < 0.2
-    assert u["heldout_after"].value > u["heldout_before"].value + 0.1
+    assert u["heldout_before"].value < 0.4
+    assert u["heldout_after"].value > 0.45
     assert u["heldout_gain"].value > 3 * o["heldout_gain"].value
     assert u["area_excess"].value > 0
     held, _ = finding.evidence
