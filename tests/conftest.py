@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from expunge.tasks.factories import Factory
+from expunge.tasks.outcomes import Numbers
+from expunge.tasks.predictor import Predictor
+from expunge.tasks.table_inputs import TableInputs
 
 # Several test workers share the cores, so one example may take any time; where a change is judged, no dice are thrown.
 torch.set_num_threads(1)
@@ -170,6 +187,111 @@ def make_tiny_tokenizer() -> TinyTokenizer:
 def tiny_tokenizer(make_tiny_tokenizer: TinyTokenizer) -> PreTrainedTokenizerFast:
     """The plain tiny tokenizer: no token added before a text, padding distinct from end of sequence, no chat."""
     return make_tiny_tokenizer()
+
+
+# ---- models with one prediction per example ----------------------------------------------------------------------
+
+# Batch normalisation, patches, normalisation over channels, shifted windows; a plain module; texts; tables; numbers.
+IMAGE_MODELS = ("resnet", "vit", "convnext", "swin")
+PREDICTORS = (*IMAGE_MODELS, "module", "bert", "gpt2-score", "table", "image-regressor", "table-regressor")
+CLASSES = ("ant", "bee", "cat")
+IMAGE_SIZE = 8
+
+
+def plain_module(outputs: int, width: int = 12) -> torch.nn.Module:
+    """A convolutional module of our own, as a user's factory makes one."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, stride=2), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(54, width), torch.nn.ReLU(), torch.nn.Linear(width, outputs),
+    )  # fmt: skip
+
+
+def tiny_image_config(family: str, outputs: int) -> PretrainedConfig:
+    """A configuration of an image model at a size that runs in milliseconds."""
+    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+    common: dict[str, Any] = {"num_channels": 3, **(names if outputs == len(CLASSES) else {"num_labels": outputs})}
+    match family:
+        case "resnet":
+            sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+            return transformers.ResNetConfig(**sizes, **common)
+        case "vit":
+            sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+            return transformers.ViTConfig(image_size=IMAGE_SIZE, patch_size=4, **sizes, **common)
+        case "convnext":
+            sizes = {"patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]}
+            return transformers.ConvNextConfig(image_size=IMAGE_SIZE, **sizes, **common)
+        case "swin":
+            sizes = {"patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+            return transformers.SwinConfig(image_size=IMAGE_SIZE, **sizes, **common)
+    raise ValueError(f"no tiny {family}; there are {', '.join(IMAGE_MODELS)}")
+
+
+def predictor_rows(name: str, numbers: range) -> Dataset:
+    """Examples for ``tiny_predictor(name)``: which class or number one has can be seen from its inputs."""
+    rows: list[dict[str, Any]] = []
+    for i in numbers:
+        luck, kind = np.random.default_rng(i), i % len(CLASSES)
+        row: dict[str, Any] = {"id": f"{name}-{i}"}
+        if name in (*IMAGE_MODELS, "module", "image-regressor"):
+            pixels = luck.integers(0, 120, (IMAGE_SIZE, IMAGE_SIZE, 3))
+            pixels[:, :, kind] += 100
+            row["image"] = pixels.tolist()
+        elif name.startswith("table"):
+            row |= {"height": kind + float(luck.normal()), "width": float(luck.normal()), "colour": "rg"[i % 2]}
+        else:
+            row["text"] = f"{['Velburg', 'clocks', 'Harrow Bay'][kind]} and Tomas {i}"
+        row |= {"target": [kind - 1.0, 0.1 * i]} if "regressor" in name else {"label": CLASSES[kind]}
+        rows.append(row)
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="session")
+def tiny_rows() -> Callable[[str, range], Dataset]:
+    """``tiny_rows("vit", range(6))``: examples for the tiny predictor of that name; other numbers, other examples."""
+    return predictor_rows
+
+
+@pytest.fixture(scope="session")
+def tiny_predictor(make_tiny_tokenizer: TinyTokenizer) -> Callable[..., Predictor]:
+    """``tiny_predictor("resnet", seed=1, augment="flip")``: a model of ``PREDICTORS`` with weights of that seed."""
+
+    def make(name: str = "resnet", seed: int = 0, **settings: Any) -> Predictor:
+        if name.startswith("table"):
+            train = predictor_rows(name, range(30))
+            outcome: Any = Numbers.fit(train) if "regressor" in name else CLASSES
+            return Predictor.of_table(TableInputs.fit(train), outcome, seed=seed, hidden=(12,))
+        if name == "module":
+            factory = Factory("tiny_modules:plain_module", {"outputs": len(CLASSES)})
+            return Predictor.of_images(factory.make(seed), CLASSES, factory=factory, **settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if name in IMAGE_MODELS:
+                model = AutoModelForImageClassification.from_config(tiny_image_config(name, len(CLASSES)))
+                return Predictor.of_images(model.eval(), **settings)
+            if name == "image-regressor":
+                model = AutoModelForImageClassification.from_config(tiny_image_config("resnet", 2))
+                return Predictor.of_images(model.eval(), Numbers.fit(predictor_rows(name, range(30))), **settings)
+            names = {"id2label": dict(enumerate(CLASSES)), "label2id": {c: i for i, c in enumerate(CLASSES)}}
+            if name == "bert":
+                sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+                config: PretrainedConfig = transformers.BertConfig(
+                    vocab_size=VOCAB, max_position_embeddings=64, pad_token_id=PAD, **sizes, **names
+                )
+            else:
+                config = tiny_config("gpt2", VOCAB, 16, 1, False)
+                config.id2label, config.label2id = names["id2label"], names["label2id"]
+            model = AutoModelForSequenceClassification.from_config(config)
+        return Predictor.of_texts(model.eval(), make_tiny_tokenizer())
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_modules() -> None:
+    """Makes ``tiny_modules:plain_module`` importable, as a user's own module is."""
+    module = types.ModuleType("tiny_modules")
+    module.plain_module = plain_module  # type: ignore[attr-defined]
+    sys.modules["tiny_modules"] = module
 
 
 @pytest.fixture(scope="session")

@@ -41,9 +41,12 @@ def streams(encode: Any) -> dict[Any, Any]:
     return {"forget": encode(9), "retain": encode(12, 100)}
 
 
-def test_nothing_outside_moves_and_everything_inside_may(task: CausalLM, encode: Any, weights: Weights) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_nothing_outside_moves_and_everything_inside_may(
+    task: CausalLM, encode: Any, weights: Weights, optimizer: str
+) -> None:
     before, mask = weights(task), some(task)
-    train(task, OBJECTIVE, streams(encode), SETTINGS, mask=mask)
+    train(task, OBJECTIVE, streams(encode), SETTINGS.model_copy(update={"optimizer": optimizer}), mask=mask)
     after = weights(task)
     for name, value in before.items():
         moved = after[name] != value
@@ -64,10 +67,11 @@ def test_what_no_gradient_reaches_does_not_decay(task: CausalLM, encode: Any, we
     assert not any("layers.1" in name or name.startswith(("lm_head", "model.norm")) for name in moved)
 
 
-def test_a_mask_of_everything_is_no_mask(task: CausalLM, encode: Any, weights: Weights) -> None:
-    other = task.copy()
-    train(task, OBJECTIVE, streams(encode), SETTINGS)
-    train(other, OBJECTIVE, streams(encode), SETTINGS, mask=dict.fromkeys(dict(other.named_parameters())))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_mask_of_everything_is_no_mask(task: CausalLM, encode: Any, weights: Weights, optimizer: str) -> None:
+    other, settings = task.copy(), SETTINGS.model_copy(update={"optimizer": optimizer})
+    train(task, OBJECTIVE, streams(encode), settings)
+    train(other, OBJECTIVE, streams(encode), settings, mask=dict.fromkeys(dict(other.named_parameters())))
     expected = weights(task)
     assert all(torch.equal(value, expected[name]) for name, value in weights(other).items())
 

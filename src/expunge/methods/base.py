@@ -154,6 +154,9 @@ class ObjectiveMethod(Method):
         """Return the model that training starts from: a copy of the one given."""
         return task.copy()
 
+    def adapt(self, model: Task, request: DeletionRequest) -> None:
+        """Give the model that training starts from what it may know of data beforehand."""
+
     def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
         """Train a copy of the model on the objective."""
         self.check(task, request)
@@ -163,6 +166,7 @@ class ObjectiveMethod(Method):
         if selection is not None:
             selection.check(task, request)
         model = self.start(task, run)
+        self.adapt(model, request)
         before, started = model.cost.snapshot(), time.perf_counter()
         mask = None if selection is None else self._selected(selection, model, request, run)
         streams: dict[Stream, Any] = {s: model.encode(self.examples(s, model, request)) for s in objective.streams()}
@@ -171,9 +175,7 @@ class ObjectiveMethod(Method):
         probe = None
         if run.train.stop.every:
             sets = {role: model.encode(examples) for role, examples in request.sets().items()}
-            config = getattr(model.model, "config", None)
-            vocabulary = config.get_text_config().vocab_size if config is not None else None
-            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, vocabulary)
+            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, model.outcomes)
         outcome = train(
             model,
             objective,

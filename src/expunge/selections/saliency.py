@@ -11,7 +11,8 @@ from torch import Tensor
 from expunge.requests.request import DeletionRequest
 from expunge.selections.base import Mask, Scope, Selection, SelectionConfig, top_share
 from expunge.tasks.base import Task
-from expunge.tasks.encoding import Encoded, length_batches
+from expunge.tasks.encoding import length_batches
+from expunge.tasks.examples import EncodedExamples
 
 
 class SaliencyConfig(SelectionConfig):
@@ -26,7 +27,12 @@ class SaliencyConfig(SelectionConfig):
 
 
 def loss_gradient(
-    task: Task, encoded: Encoded, parameters: dict[str, Tensor], batches: list[list[int]], *, sum_of_means: bool = False
+    task: Task,
+    encoded: EncodedExamples,
+    parameters: dict[str, Tensor],
+    batches: list[list[int]],
+    *,
+    sum_of_means: bool = False,
 ) -> dict[str, Tensor]:
     """Return the gradient of the negative log-likelihood of examples, in evaluation mode.
 

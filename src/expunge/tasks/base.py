@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from expunge.tasks.cost import Cost
-from expunge.tasks.encoding import Encoded, Positions
+from expunge.tasks.examples import EncodedExamples, Positions
 from expunge.tasks.statistics import Statistics
 
 
@@ -68,13 +68,13 @@ class Task(ABC):
         yield from self.model.named_parameters()
 
     @abstractmethod
-    def encode(self, examples: Dataset) -> Encoded:
+    def encode(self, examples: Dataset) -> EncodedExamples:
         """Turn examples into model inputs, once."""
 
     @abstractmethod
     def statistics(
         self,
-        encoded: Encoded,
+        encoded: Any,
         *,
         positions: Positions = "answer",
         forward: nn.Module | None = None,
@@ -100,7 +100,29 @@ class Task(ABC):
     @property
     @abstractmethod
     def tokens_per_forward(self) -> int:
-        """Padded tokens that a forward pass without gradients may take, so that memory stays bounded."""
+        """How much a forward pass without gradients may take, so that memory stays bounded.
+
+        In the unit of ``EncodedExamples.length``: padded tokens, or examples where all are of one size.
+        """
+
+    @property
+    @abstractmethod
+    def outcomes(self) -> int | None:
+        """How many values a row's target can take: tokens of the vocabulary, or classes; None for numbers."""
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether what training does with one example depends on the others of its batch (batch normalisation)."""
+        return False
+
+    @property
+    def varies(self) -> bool:
+        """Whether training sees examples that are changed at random (augmentation)."""
+        return False
+
+    def varied(self, encoded: Any, seed: int) -> Any:
+        """Return examples as training sees them, a function of (seed, id); statistics never see them so."""
+        return encoded
 
     @abstractmethod
     def head_weights(self) -> dict[str, Tensor]:
@@ -109,6 +131,9 @@ class Task(ABC):
     @abstractmethod
     def fresh(self, seed: int) -> Task:
         """Return the same architecture with new random weights that depend on the seed alone."""
+
+    def refit(self, examples: Dataset) -> None:  # noqa: B027 - few kinds know anything of data beside their weights
+        """Take what is known of data beside the weights, such as the scales of a table's columns, from these alone."""
 
     @abstractmethod
     def load_like(self, path: str | Path) -> Task:

@@ -316,11 +316,15 @@ class CausalLM(Task):
         return logits.reshape(-1, logits.shape[-1]), seen[0]
 
     @property
+    def outcomes(self) -> int:
+        """Size of the vocabulary."""
+        return int(self._plain().config.get_text_config().vocab_size)
+
+    @property
     def tokens_per_forward(self) -> int:
         """Padded tokens that a forward pass without gradients may take, so that its logits fit into memory."""
-        vocabulary = self._plain().config.get_text_config().vocab_size
         budget = FORWARD_LOGITS["cpu" if self.device.type == "cpu" else "cuda"]
-        return max(256, min(FORWARD_TOKENS, budget // vocabulary))
+        return max(256, min(FORWARD_TOKENS, budget // self.outcomes))
 
     def head_weights(self) -> dict[str, Tensor]:
         """Return a detached copy of the output head's weights."""

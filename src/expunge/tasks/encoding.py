@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from expunge.errors import BadInput, Problem
+from expunge.tasks.examples import EncodedExamples, Positions
 from expunge.tasks.statistics import IGNORED
 
 Prompt = str | Sequence[Mapping[str, str]]
-Positions = Literal["answer", "label", "attended", "all"]
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt:
@@ -26,7 +26,7 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Encoded(EncodedExamples):
     """Tokenised examples.
 
     Attributes:
@@ -39,9 +39,6 @@ class Encoded:
     tokens: Sequence[NDArray[np.int64]]
     starts: Sequence[int]
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def length(self, index: int) -> int:
         """Number of tokens of an example."""
         return len(self.tokens[index])
@@ -49,6 +46,16 @@ class Encoded:
     def labelled(self, index: int) -> int:
         """Number of trained answer tokens of an example."""
         return len(self.tokens[index]) - self.starts[index]
+
+    def rows(self, indices: Sequence[int], positions: Positions) -> int:
+        """Rows that ``collate`` reads of a batch of these examples."""
+        if positions == "all":
+            return len(indices) * max((self.length(i) for i in indices), default=0)
+        return sum(self.length(i) if positions == "attended" else self.labelled(i) for i in indices)
+
+    def content(self, index: int) -> bytes:
+        """Where the answer starts, and the tokens."""
+        return f"{self.starts[index]} ".encode() + self.tokens[index].tobytes()
 
     def take(self, indices: Sequence[int]) -> Encoded:
         """Return the examples at these indices, in this order."""

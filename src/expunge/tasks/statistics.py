@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,11 @@ class Statistics:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def labelled(self) -> Tensor:
+        """(R,) bool, rows that have a label."""
+        return self.targets != IGNORED
+
     @cached_property
     def nll(self) -> Tensor:
         """(R,) negative log-likelihood of each row's token in nats; 0 at rows without a label."""
@@ -89,7 +94,8 @@ class Statistics:
             stop_row = rows_before[stop_example - 1] if stop_example else 0
             rows = slice(start_row, stop_row)
             parts.append(
-                Statistics(
+                replace(
+                    self,
                     logits=self.logits[rows],
                     targets=self.targets[rows],
                     example=self.example[rows] - start_example,
@@ -97,10 +103,32 @@ class Statistics:
                     ids=self.ids[start_example:stop_example],
                     hidden=None if self.hidden is None else self.hidden[rows],
                     blocks={layer: output[rows] for layer, output in self.blocks.items()},
+                    reference_nll=None,
+                    reference_logits=None,
+                    reference_blocks={},
                 )
             )
             start_example, start_row = stop_example, stop_row
         return parts
+
+
+class RegressionStatistics(Statistics):
+    """The same for a model that predicts numbers: ``logits`` are the (B, D) numbers, ``targets`` the true ones.
+
+    A prediction is read as the mean of a normal distribution of variance 1/2, on the scale on which the model learns.
+    The NLL is then the squared error, and the KL divergence of two predictions their squared distance, both up to a
+    constant and averaged over the D numbers; so what is a formula over NLL and KL serves regressors as it stands.
+    """
+
+    @property
+    def labelled(self) -> Tensor:
+        """(B,) bool, all true."""
+        return torch.ones(len(self.targets), dtype=torch.bool, device=self.targets.device)
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """(B,) squared error of each example, averaged over its numbers."""
+        return (self.logits - self.targets).square().mean(-1)
 
 
 @contextmanager

@@ -38,9 +38,15 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def kept_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that belong to a model's state, such as the running statistics of batch normalisation."""
+    state = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in state}
+
+
 def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """Collect the trained weights, and the optimiser's state for them, as full tensors on the CPU."""
-    state: dict[str, Tensor] = {}
+    """Collect buffers, trained weights and the optimiser's state for them, as full tensors on the CPU."""
+    state: dict[str, Tensor] = {f"buffer.{name}": whole(buffer) for name, buffer in kept_buffers(model).items()}
     for name, parameter in trained_weights(model).items():
         state[f"weight.{name}"] = whole(parameter)
         for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
@@ -50,11 +56,13 @@ def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> d
 
 def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Tensor]) -> None:
     """Put back what ``gather_state`` collected."""
+    for name, buffer in kept_buffers(model).items():
+        assign(buffer, state[f"buffer.{name}"])
     for name, parameter in trained_weights(model).items():
         assign(parameter, state[f"weight.{name}"])
         if optimizer is None:
             continue
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
             stored = state.get(f"{key}.{name}")
             if stored is None:
                 continue

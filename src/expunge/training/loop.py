@@ -22,10 +22,11 @@ from expunge.errors import BadInput, MissingExtra, Problem
 from expunge.selections.base import Mask
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
-from expunge.tasks.encoding import Encoded, Positions
+from expunge.tasks.examples import EncodedExamples, Positions
 from expunge.tasks.statistics import Statistics
 from expunge.training.checkpoint import (
     gather_state,
+    kept_buffers,
     latest_checkpoint,
     remove_older,
     restore_state,
@@ -76,7 +77,7 @@ class TrainResult:
 def train(
     task: Task,
     objective: Objective,
-    streams: Mapping[Stream, Encoded],
+    streams: Mapping[Stream, EncodedExamples],
     settings: TrainSettings,
     *,
     folder: Path | None = None,
@@ -139,7 +140,7 @@ class _Run:
         self,
         task: Task,
         objective: Objective,
-        streams: Mapping[Stream, Encoded],
+        streams: Mapping[Stream, EncodedExamples],
         settings: TrainSettings,
         folder: Path | None,
         mask: Mask | None,
@@ -191,8 +192,8 @@ class _Run:
         for stream, encoded in self.streams.items():
             digest.update(stream.encode())
             for i in sorted(range(len(encoded)), key=encoded.ids.__getitem__):
-                digest.update(f"{encoded.ids[i]} {encoded.starts[i]} ".encode() + encoded.tokens[i].tobytes())
-        for name, parameter in self.task.named_parameters():
+                digest.update(f"{encoded.ids[i]} ".encode() + encoded.content(i))
+        for name, parameter in [*self.task.named_parameters(), *kept_buffers(self.task.model).items()]:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -200,7 +201,9 @@ class _Run:
     def _share(self, components: list[Any]) -> list[Any]:
         """Join uncoupled streams into one forward where that is asked for."""
         joined = self.settings.share_forward == "always" or (
-            self.settings.share_forward == "auto" and self.task.device.type != "cpu"
+            self.settings.share_forward == "auto"
+            and self.task.device.type != "cpu"
+            and not self.task.mixes_examples  # forget and retain examples must not be normalised together
         )
         if not joined or len(components) < 2:
             return components
@@ -232,12 +235,17 @@ class _Run:
         self.forward: nn.Module = self.accelerator.prepare_model(task.model) if self.wrapped else task.model
         self.trained = trained_weights(task.model)
         sharded = any(hasattr(p, "full_tensor") for p in self.trained.values())
-        self.optimizer = torch.optim.AdamW(
-            self.masked.groups(self.trained, settings.weight_decay),
-            lr=settings.learning_rate,
-            foreach=False if sharded else None,
-            fused=None if sharded else True,
-        )
+        weights = self.masked.groups(self.trained, settings.weight_decay)
+        common: dict[str, Any] = {
+            "lr": settings.learning_rate,
+            "foreach": False if sharded else None,
+            "fused": None if sharded else True,
+        }
+        self.optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(weights, momentum=settings.momentum, **common)
+        else:
+            self.optimizer = torch.optim.AdamW(weights, **common)
 
     def _used(self) -> dict[Stream, list[int]]:
         """Indices of the examples that this process will see in the whole run, per stream."""
@@ -332,7 +340,10 @@ class _Run:
         if self.folder is not None and self.rank == 0 and number == self.checkpointed:
             # The weights of the newest checkpoint have just given a finite loss: older ones are not needed any more.
             remove_older(self.folder / "checkpoints")
-        self.masked.decay(self.settings.learning_rate * factor * self.settings.weight_decay)
+        if self.settings.optimizer == "sgd":
+            self.masked.add_decay(self.settings.weight_decay)
+        else:
+            self.masked.decay(self.settings.learning_rate * factor * self.settings.weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._move("step", step.epoch)
@@ -363,7 +374,10 @@ class _Run:
     ) -> Tensor:
         idle = not positions
         positions = positions or [0]
-        parts = {s: self.streams[s].take([step.examples[s][p] for p in positions]) for s in group}
+        seed = draw(self.settings.seed, "varied", step.number)
+        parts = {
+            s: self.task.varied(self.streams[s].take([step.examples[s][p] for p in positions]), seed) for s in group
+        }
         stats = dict(zip(group, self._forward(group, parts, joined), strict=True))
         for stream in group:
             self.reference.attach(stats[stream], stream, parts[stream])
@@ -399,7 +413,7 @@ class _Run:
                 total, count = self.accelerator.reduce(self.seen.pop(name), reduction="sum").tolist()
                 weight.update(total / (count / self.world if per == "step" else count), epoch)
 
-    def _forward(self, group: Sequence[Stream], parts: Mapping[Stream, Encoded], joined: bool) -> list[Any]:
+    def _forward(self, group: Sequence[Stream], parts: Mapping[Stream, EncodedExamples], joined: bool) -> list[Any]:
         if not joined:
             return [self._statistics(s, parts[s]) for s in group]
         joint = parts[group[0]]
@@ -407,7 +421,7 @@ class _Run:
             joint = joint + parts[stream]
         return self._statistics(group[0], joint).split([len(parts[s]) for s in group])
 
-    def _statistics(self, stream: Stream, batch: Encoded) -> Statistics:
+    def _statistics(self, stream: Stream, batch: EncodedExamples) -> Statistics:
         positions, blocks, logits = self._reads(stream)
         return self.task.statistics(batch, positions=positions, forward=self.forward, blocks=blocks, logits=logits)
 
@@ -443,13 +457,13 @@ class _Run:
         if term.positions in ("answer", "label"):
             rows = labelled
         elif term.positions == "attended":
-            rows = sum(encoded.length(i) for i in chosen)
+            rows = encoded.rows(chosen, "attended")
         else:
-            rows = 0
-            for rank in range(self.world):
-                for positions in self._deal(step, group, rank):
-                    widths = [encoded.length(chosen[p]) for p in positions]
-                    rows += len(widths) * max(widths, default=0)
+            rows = sum(
+                encoded.rows([chosen[p] for p in positions], "all")
+                for rank in range(self.world)
+                for positions in self._deal(step, group, rank)
+            )
         return len(chosen), labelled, rows
 
     def _sync(self, *, last: bool) -> AbstractContextManager[Any]:

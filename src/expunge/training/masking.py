@@ -74,6 +74,15 @@ class MaskedWeights:
             if amount and parameter.grad is not None:
                 parameter.copy_(torch.where(mask, parameter * (1 - amount), parameter))
 
+    @torch.no_grad()
+    def add_decay(self, weight_decay: float) -> None:
+        """Add the decay of the chosen entries of partly masked parameters to their gradients, as SGD would."""
+        if weight_decay:
+            for name, mask in self.masks.items():
+                parameter = self._parameters[name]
+                if parameter.grad is not None:
+                    parameter.grad += torch.where(mask, weight_decay * parameter, 0.0)
+
     def release(self) -> None:
         """Let the frozen parameters require gradients again."""
         for parameter in self.frozen:

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from expunge.tasks.encoding import Positions
-from expunge.tasks.statistics import IGNORED, Statistics
+from expunge.tasks.examples import Positions
+from expunge.tasks.statistics import RegressionStatistics, Statistics
 
 Reduction = Literal["token_mean", "row_mean", "sequence_mean", "sequence_sum", "example_mean"]
 Reference = Literal["none", "sequence_nll", "rows"]
@@ -90,7 +90,7 @@ class Term:
         values = self.values(*statistics)
         if self.positions == "answer" and self.reduction != "example_mean":
             # Another term may have asked for more rows of the same streams.
-            values = values.masked_fill(statistics[0].targets == IGNORED, 0.0)
+            values = values.masked_fill(~statistics[0].labelled, 0.0)
         if self.reduction == "sequence_mean":
             return (statistics[0].per_example(values) / statistics[0].counts).sum()
         return values.sum()
@@ -238,6 +238,8 @@ def row_kl(student_logits: Tensor, reference_logits: Tensor | Callable[[slice], 
 
 
 def kl_to_reference(statistics: Statistics) -> Tensor:
-    """(R,) forward KL(reference || model) at each row, in nats."""
+    """(R,) forward KL(reference || model) at each row, in nats; for numbers their mean squared distance."""
     assert statistics.reference_logits is not None
+    if isinstance(statistics, RegressionStatistics):
+        return (statistics.logits - statistics.reference_logits(slice(None))).square().mean(-1)
     return row_kl(statistics.logits, statistics.reference_logits)

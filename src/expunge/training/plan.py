@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.errors import BadInput, Problem
-from expunge.tasks.encoding import Encoded
+from expunge.tasks.examples import EncodedExamples
 from expunge.training.objective import Stream
 
 # A window of this many batches, but of no more than half an epoch, is sorted by length before it is cut into batches:
@@ -34,7 +34,7 @@ class Step:
     examples: Mapping[Stream, Sequence[int]]
 
 
-def epoch_batches(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(encoded: EncodedExamples, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Cut one epoch into batches of similar length.
 
     Examples are shuffled by a hash of (seed, epoch, id); windows of up to eight batches are sorted by length and cut;
@@ -49,7 +49,7 @@ def epoch_batches(encoded: Encoded, batch_size: int, seed: int, epoch: int) -> l
     return sorted(batches, key=lambda batch: draw(seed, epoch, "batch", encoded.ids[batch[0]]))
 
 
-def partners(anchor: Encoded, batch: Sequence[int], ranked: Sequence[int], seed: int, epoch: int) -> list[int]:
+def partners(anchor: EncodedExamples, batch: Sequence[int], ranked: Sequence[int], seed: int, epoch: int) -> list[int]:
     """Draw for every anchor example one partner, uniformly with replacement, by (seed, epoch, anchor id).
 
     Args:
@@ -64,7 +64,7 @@ def partners(anchor: Encoded, batch: Sequence[int], ranked: Sequence[int], seed:
 ALTERNATIVE = "#"
 
 
-def own_alternatives(anchor: Encoded, pool: Encoded) -> dict[str, list[int]]:
+def own_alternatives(anchor: EncodedExamples, pool: EncodedExamples) -> dict[str, list[int]]:
     """Find for every anchor example its own entries in a pool, by their ids ``<anchor id>#<anything>``, sorted.
 
     Raises:
@@ -97,7 +97,7 @@ class Plan:
 
     def __init__(
         self,
-        streams: Mapping[Stream, Encoded],
+        streams: Mapping[Stream, EncodedExamples],
         anchor: Stream,
         *,
         batch_size: int,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from expunge.tasks.base import Task
-from expunge.tasks.encoding import Encoded, length_batches
+from expunge.tasks.encoding import length_batches
+from expunge.tasks.examples import EncodedExamples
 from expunge.training.plan import draw
 from expunge.training.settings import StopSettings
 
@@ -52,7 +53,7 @@ class Probe:
 
     def __init__(
         self,
-        sets: Mapping[str, Encoded],
+        sets: Mapping[str, EncodedExamples],
         settings: StopSettings,
         seed: int,
         oracle: Task | None = None,
@@ -124,7 +125,7 @@ class Probe:
 
 
 def measure(
-    task: Task, sets: Mapping[str, Encoded], rank: int = 0, world: int = 1, reduce: Reduce | None = None
+    task: Task, sets: Mapping[str, EncodedExamples], rank: int = 0, world: int = 1, reduce: Reduce | None = None
 ) -> dict[str, tuple[float, float]]:
     """Return (mean answer NLL, mean answer probability) per set, in one pass over each example.
 
@@ -161,6 +162,6 @@ def _is_sharded(task: Task) -> bool:
     return any(hasattr(p, "full_tensor") for p in task.model.parameters())
 
 
-def _subset(encoded: Encoded, size: int, seed: int) -> Encoded:
+def _subset(encoded: EncodedExamples, size: int, seed: int) -> EncodedExamples:
     chosen = sorted(range(len(encoded)), key=lambda i: (draw(seed, "probe", encoded.ids[i]), encoded.ids[i]))[:size]
     return encoded.take(chosen)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from expunge.errors import BadInput, Problem
 from expunge.tasks.base import Task
-from expunge.tasks.encoding import Encoded, length_batches
+from expunge.tasks.encoding import length_batches
+from expunge.tasks.examples import EncodedExamples
 from expunge.tasks.statistics import Statistics
 from expunge.training.objective import Objective, Stream
 
@@ -44,7 +45,7 @@ class ReferenceModel:
         self,
         task: Task,
         objective: Objective,
-        encoded: Mapping[Stream, Encoded],
+        encoded: Mapping[Stream, EncodedExamples],
         used: Mapping[Stream, Sequence[int]],
         cache: Path | None = None,
         key: str = "",
@@ -61,8 +62,11 @@ class ReferenceModel:
             return
         if cache is not None and self._read(cache, key):
             return
-        if any(self.positions[s] == "all" and (self.needs[s] == "rows" or self.blocks[s]) for s in encoded):
-            # Padding rows depend on the batch they stand in: only a live model can give them.
+        if task.varies or any(
+            self.positions[s] == "all" and (self.needs[s] == "rows" or self.blocks[s]) for s in encoded
+        ):
+            # Padding rows depend on the batch they stand in, and augmented examples are never the same: only a live
+            # model can give them.
             self._keep_live()
         else:
             self._remember(encoded, used)
@@ -84,7 +88,7 @@ class ReferenceModel:
             self.live.model.requires_grad_(False)
             self.live.model.eval()
 
-    def _remember(self, encoded: Mapping[Stream, Encoded], used: Mapping[Stream, Sequence[int]]) -> None:
+    def _remember(self, encoded: Mapping[Stream, EncodedExamples], used: Mapping[Stream, Sequence[int]]) -> None:
         task = self.task
         task.model.eval()
         off = _adapters_off(task.model)
@@ -115,7 +119,6 @@ class ReferenceModel:
                         self.values[f"nll.{stream}.{identity}"] = value.detach().clone()
                     if need != "rows":
                         continue
-                    assert stats.hidden is not None
                     self.head = self.head or task.head_weights()
                     if not checked and not self._head_agrees(stats):
                         log.warning("the output head cannot be replayed on its own; keeping a copy of the whole model")
@@ -123,11 +126,13 @@ class ReferenceModel:
                         self._keep_live()
                         return
                     checked = True
+                    assert stats.hidden is not None
                     for identity, piece in zip(part.ids, stats.hidden.split(rows), strict=True):
                         self.values[f"rows.{stream}.{identity}"] = piece.detach().clone()
 
     def _head_agrees(self, stats: Statistics) -> bool:
-        assert stats.hidden is not None
+        if stats.hidden is None:
+            return False
         replayed = self.task.head(stats.hidden, self.head)
         return bool(torch.allclose(replayed, stats.logits, rtol=1e-3, atol=1e-3))
 
@@ -147,7 +152,7 @@ class ReferenceModel:
         self.values = {k: v for k, v in stored.items() if not k.startswith("head.")}
         return True
 
-    def attach(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
+    def attach(self, stats: Statistics, stream: Stream, batch: EncodedExamples) -> None:
         """Give a batch's statistics what the objective needs of the reference model."""
         need = self.needs[stream]
         if not self._asks(stream):
@@ -168,7 +173,7 @@ class ReferenceModel:
     def _rows(self, what: str, stream: Stream, ids: Sequence[str]) -> Tensor:
         return torch.cat([self.values[f"{what}.{stream}.{i}"] for i in ids])
 
-    def _attach_live(self, stats: Statistics, stream: Stream, batch: Encoded) -> None:
+    def _attach_live(self, stats: Statistics, stream: Stream, batch: EncodedExamples) -> None:
         model = self.live.model
         was_training = model.training
         model.eval()

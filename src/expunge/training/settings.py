@@ -58,8 +58,12 @@ class TrainSettings(Strict):
         None,
         description="examples of each stream per forward and process; less needs less memory, results are the same",
     )
-    learning_rate: PositiveFloat = Field(1e-5, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has momentum and couples weight decay")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; adamw has its own")
+    learning_rate: PositiveFloat = Field(1e-5, description="peak learning rate")
+    weight_decay: float = Field(
+        0.01, ge=0, description="weight decay: decoupled with adamw, added to the gradient by sgd"
+    )
     warmup: Annotated[float, Field(ge=0, le=1)] | Literal["epoch"] = Field(
         "epoch", description="share of all steps that warm up, or one epoch (at most half of all steps)"
     )

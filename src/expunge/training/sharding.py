@@ -37,7 +37,9 @@ def hollow(model: nn.Module) -> nn.Module:
 
 
 def fill(twin: nn.Module, sharded: nn.Module, device: torch.device) -> None:
-    """Give a hollow copy the gathered weights of the sharded model that it is a copy of (a collective call)."""
+    """Give a hollow copy the gathered weights and buffers of the sharded model that it copies (a collective call)."""
+    for name, buffer in sharded.named_buffers():
+        twin.get_buffer(name).copy_(buffer)
     places = dict(twin.named_parameters())
     filled = {
         id(places[name]): nn.Parameter(whole(p).to(device), p.requires_grad) for name, p in sharded.named_parameters()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from expunge.methods.base import ObjectiveMethod
+from expunge.tasks.kinds import KINDS
 from expunge.training.objective import Objective, Term, nll
 
 
@@ -18,6 +19,7 @@ class Finetune(ObjectiveMethod):
 
     id = "finetune"
     title = "train on the retain set only"
+    tasks: ClassVar[tuple[str, ...]] = KINDS
     needs: ClassVar[tuple[str, ...]] = ("retain",)
     paper = "Golatkar et al. 2020, Eternal Sunshine of the Spotless Net, arXiv:1911.04933"
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod
 from expunge.methods.terms import RetainConfig
+from expunge.tasks.kinds import KINDS
 from expunge.training.objective import Objective, Term, negative_nll
 
 
@@ -22,6 +23,7 @@ class GradDiff(ObjectiveMethod):
 
     id = "grad_diff"
     title = "raise the loss on the forget set, hold it on the retain set"
+    tasks: ClassVar[tuple[str, ...]] = KINDS
     paper = "Liu et al. 2022, Continual Learning and Private Unlearning, arXiv:2203.12817"
     Config: ClassVar[type[MethodConfig]] = GradDiffConfig
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod
+from expunge.tasks.kinds import KINDS
 from expunge.training.objective import Objective, Term, negative_nll
 
 
@@ -24,6 +25,7 @@ class GradientAscent(ObjectiveMethod):
 
     id = "gradient_ascent"
     title = "raise the loss on the forget set"
+    tasks: ClassVar[tuple[str, ...]] = KINDS
     paper = "Jang et al. 2023, Knowledge Unlearning for Mitigating Privacy Risks in Language Models, arXiv:2210.01504"
     Config: ClassVar[type[MethodConfig]] = GradientAscentConfig
 

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod, RemovalLevel, Run
+from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
+from expunge.tasks.kinds import KINDS
 from expunge.training.objective import Objective, Term, nll
 
 
@@ -29,6 +31,7 @@ class Retrain(ObjectiveMethod):
 
     id = "retrain"
     title = "train again from scratch, or from a base model, without the forget set"
+    tasks: ClassVar[tuple[str, ...]] = KINDS
     needs: ClassVar[tuple[str, ...]] = ("retain",)
     removal_level: ClassVar[RemovalLevel] = "exact"
     paper = "Cao and Yang 2015, Towards Making Systems Forget with Machine Unlearning, IEEE S&P"
@@ -48,3 +51,8 @@ class Retrain(ObjectiveMethod):
         if self.config.base is None:
             return task.fresh(run.train.seed)
         return task.load_like(self.config.base)
+
+    def adapt(self, model: Task, request: DeletionRequest) -> None:
+        """Let a new model take the scales of its inputs from the retain set alone."""
+        if self.config.base is None and request.retain is not None:
+            model.refit(request.retain)

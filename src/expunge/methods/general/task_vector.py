@@ -14,6 +14,7 @@ from expunge.methods.base import MethodConfig, ObjectiveMethod, Run, Unlearned
 from expunge.methods.strengths import StrengthConfig, check_strengths, search_strength
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
+from expunge.tasks.kinds import KINDS
 from expunge.training.objective import Objective, Term, nll
 from expunge.training.settings import StopSettings
 
@@ -71,6 +72,7 @@ class TaskVector(ObjectiveMethod):
 
     id = "task_vector"
     title = "train further on the forget set, then subtract what that changed"
+    tasks: ClassVar[tuple[str, ...]] = KINDS
     paper = "Ilharco et al. 2023, Editing Models with Task Arithmetic, arXiv:2212.04089"
     train_defaults: ClassVar[Mapping[str, Any]] = {"schedule": "constant", "warmup": 0.0}
     Config: ClassVar[type[MethodConfig]] = TaskVectorConfig

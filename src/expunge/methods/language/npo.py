@@ -10,6 +10,7 @@ from torch import Tensor
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod
 from expunge.methods.terms import RetainConfig
+from expunge.tasks.kinds import KINDS
 from expunge.tasks.statistics import Statistics
 from expunge.training.objective import Objective, Term
 
@@ -46,6 +47,7 @@ class NPO(ObjectiveMethod):
 
     id = "npo"
     title = "push answers below the original model's likelihood, with a force that fades"
+    tasks: ClassVar[tuple[str, ...]] = KINDS
     paper = "Zhang et al. 2024, Negative Preference Optimization, arXiv:2404.05868"
     Config: ClassVar[type[MethodConfig]] = NPOConfig
 

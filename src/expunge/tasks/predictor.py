@@ -1,0 +1,471 @@
+"""Models with one prediction per example: classifiers and regressors of images, texts and tables."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge.errors import BadInput, Problem, UnsupportedModel
+from expunge.tasks.base import Task
+from expunge.tasks.cost import Cost
+from expunge.tasks.examples import LabelledExamples, Positions
+from expunge.tasks.factories import Factory, allowed_factory
+from expunge.tasks.heads import calls_of, head_name, mixing_layers, read_rows, without_batch_statistics
+from expunge.tasks.image_inputs import Augment, ImageInputs
+from expunge.tasks.inputs import Inputs, inputs_of
+from expunge.tasks.outcomes import Classes, Numbers, Outcome, outcome_of
+from expunge.tasks.pretrained import WEIGHTS, load_module, load_pretrained, loader_of, outcome_for
+from expunge.tasks.statistics import RegressionStatistics, Statistics
+from expunge.tasks.storage import (
+    DTYPES,
+    check_loading,
+    first_line,
+    quiet,
+    replacing,
+    stored_settings,
+    write_settings,
+)
+from expunge.tasks.table_inputs import TableInputs
+from expunge.tasks.text_inputs import TextInputs
+
+# A forward pass without gradients takes about this many numbers of input, which bounds memory and changes nothing.
+FORWARD_NUMBERS = 1 << 21
+FORWARD_TOKENS = 8192
+
+
+class Predictor(Task):
+    """A classifier or regressor with what turns examples into its inputs and targets.
+
+    Args:
+        model: a transformers model for image or sequence classification, or any module that maps a batch to logits
+            (B, C), or to numbers (B, D) or (B,).
+        inputs: how examples are put into it.
+        outcome: classes or numbers.
+        factory: makes the module again, for saving and for exact retraining of a module that is not transformers'.
+        source: where the model came from, for reports.
+
+    Raises:
+        UnsupportedModel: the model's head has another width than the outcome.
+    """
+
+    id: ClassVar[str] = "predictor"
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, outcome: Outcome, *, factory: Factory | None = None, source: str = ""
+    ):
+        self.model: Any = model
+        self.inputs, self.outcome, self.factory, self.source = inputs, outcome, factory, source
+        self.kind = "regressor" if isinstance(outcome, Numbers) else f"{inputs.name}_classifier"
+        self.cost = Cost()
+        self._head = head_name(model, outcome.width)
+        self._flops_per_number = 0.0
+        width = getattr(getattr(model, "config", None), "num_labels", outcome.width)
+        if width != outcome.width:
+            raise UnsupportedModel(
+                Problem(
+                    type(model).__name__, f"has {width} outputs for {outcome.width}", "give the model's own classes"
+                )
+            )
+        self._mixing = mixing_layers(model)
+
+    # ---- making and loading ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def of_images(
+        cls,
+        model: nn.Module,
+        outcome: Outcome | Sequence[str] | None = None,
+        *,
+        factory: Factory | None = None,
+        inputs: ImageInputs | None = None,
+        **settings: Any,
+    ) -> Predictor:
+        """Return an image classifier or regressor.
+
+        Args:
+            model: see the class.
+            outcome: classes by name, or ``Numbers``; by default the classes of a transformers model.
+            factory: see the class.
+            inputs: how images are put in; by default what the model's configuration says.
+            settings: fields of ``ImageInputs`` that differ from that.
+        """
+        config = getattr(model, "config", None)
+        known = ImageInputs.read(Path(), config.to_dict() if config is not None else {}) if inputs is None else inputs
+        made = ImageInputs.of({**known.settings(), **settings})
+        return cls(model, made, outcome_for(model, outcome), factory=factory, source=type(model).__name__)
+
+    @classmethod
+    def of_texts(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        outcome: Outcome | Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> Predictor:
+        """Return a text classifier or regressor; longer texts than the model or ``max_length`` takes are cut."""
+        inputs = TextInputs(tokenizer, max_length or getattr(model.config, "max_position_embeddings", None))
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = inputs.pad_id
+        return cls(model, inputs, outcome_for(model, outcome), source=type(model).__name__)
+
+    @classmethod
+    def of_table(
+        cls,
+        inputs: TableInputs,
+        outcome: Outcome | Sequence[str],
+        *,
+        seed: int = 0,
+        hidden: Sequence[int] = (64, 64),
+        dropout: float = 0.0,
+        model: nn.Module | None = None,
+        factory: Factory | None = None,
+    ) -> Predictor:
+        """Return a classifier or regressor of table rows: a small MLP of fresh weights, or the module given."""
+        made = outcome_for(model, outcome)
+        if model is None and factory is None:
+            sizes = {"inputs": inputs.width, "outputs": made.width, "hidden": list(hidden), "dropout": dropout}
+            factory = Factory("expunge.tasks.mlp:mlp", sizes)
+            model = factory.make(seed)
+        elif model is None:
+            assert factory is not None
+            model = factory.make(seed)
+        return cls(model, inputs, made, factory=factory, source=f"{type(model).__name__}, fresh weights, seed {seed}")
+
+    @classmethod
+    def recognises(cls, path: str | Path, config: Mapping[str, Any]) -> bool:
+        """A transformers model for image or sequence classification."""
+        return loader_of(config) is not None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        factory: str | None = None,
+        max_length: int | None = None,
+        augment: Augment | None = None,
+    ) -> Predictor:
+        """Load a model from a folder or by hub name, from safetensors only and without remote code.
+
+        Args:
+            path: the folder or name.
+            dtype, device: precision and place of the weights.
+            factory: ``module:function`` that made a plain module; a folder that names one is refused without it.
+            max_length: longest text in tokens.
+            augment: what training changes at random in images; by default what the folder says.
+
+        Raises:
+            BadInput: no such model, unknown options, damaged files, weights that are not safetensors, or a factory
+                that was not named.
+        """
+        check_loading(dtype, device)
+        folder, stored = Path(path), stored_settings(Path(path))
+        made: Factory | None = None
+        if "factory" in stored:
+            made = allowed_factory(stored["factory"], factory, f"model {path}")
+            model = load_module(made, folder)
+        elif factory is not None:
+            raise BadInput(Problem("factory", f"is given, and {path} needs none", "leave it out"))
+        else:
+            model = load_pretrained(path)
+        config: Any = getattr(model, "config", None)
+        model.to(device=device, dtype=DTYPES[dtype])
+        if "inputs" in stored:
+            inputs = inputs_of(stored["inputs"], folder)
+        elif "ForSequenceClassification" in type(model).__name__:
+            inputs = TextInputs.read(path, getattr(config, "max_position_embeddings", None))
+        else:
+            inputs = ImageInputs.read(folder, config.to_dict() if config is not None else {})
+        if isinstance(inputs, ImageInputs) and augment is not None:
+            inputs = ImageInputs.of({**inputs.settings(), "augment": augment})
+        if isinstance(inputs, TextInputs) and max_length is not None:
+            inputs.max_length = max_length
+        outcome = outcome_of(stored["outcome"]) if "outcome" in stored else outcome_for(model, None)
+        return cls(model, inputs, outcome, factory=made, source=str(path))
+
+    def save(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
+        """Write the model so that plain ``from_pretrained`` (or the factory and safetensors) gives the same outputs.
+
+        Raises:
+            BadInput: a plain module without a factory, no room on the disk, or the folder holds something else.
+        """
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+            return
+        plain = self._plain()
+        self._check_makeable(plain)
+        with replacing(Path(folder), self.model.state_dict().values()) as scratch:
+            settings = {
+                "task": self.id,
+                "inputs": self.inputs.settings(),
+                "outcome": self.outcome.settings(),
+                **(metadata or {}),
+            }
+            if isinstance(plain, PreTrainedModel):
+                with quiet():
+                    plain.save_pretrained(scratch, safe_serialization=True)
+            else:
+                assert self.factory is not None
+                save_model(plain, str(scratch / WEIGHTS))
+                settings["factory"] = self.factory.settings()
+            self.inputs.save(scratch)
+            write_settings(scratch, settings)
+
+    def _check_makeable(self, plain: nn.Module) -> None:
+        if self.factory is None and not isinstance(plain, PreTrainedModel):
+            what = "is a plain module, which cannot be made again without a factory"
+            fix = "give Factory('module:function', arguments) with the model"
+            raise BadInput(Problem(type(plain).__name__, what, fix))
+
+    def load_like(self, path: str | Path) -> Predictor:
+        """Load another checkpoint to be used as this one is: same device, precision, inputs and targets."""
+        other = type(self).load(
+            path,
+            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            device=str(self.device),
+            factory=None if self.factory is None else self.factory.function,
+        )
+        return self._like(other.model, other.source)
+
+    def fresh(self, seed: int) -> Predictor:
+        """Return the same architecture with new random weights and buffers that depend on the seed alone."""
+        plain = self._plain()
+        self._check_makeable(plain)
+        if isinstance(plain, PreTrainedModel):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model: nn.Module = type(plain)(copy.deepcopy(plain.config))
+        else:
+            assert self.factory is not None
+            model = self.factory.make(seed)
+        model.to(dtype=next(self.model.parameters()).dtype, device=self.device)
+        return self._like(model, f"fresh weights, seed {seed}")
+
+    def refit(self, examples: Dataset) -> None:
+        """Take the scales of a table's columns from these examples alone."""
+        self.inputs = self.inputs.refit(examples)
+
+    def copy(self) -> Predictor:
+        """Return an independent deep copy."""
+        return self._like(copy.deepcopy(self.model), self.source)
+
+    def _like(self, model: nn.Module, source: str) -> Predictor:
+        other = copy.copy(self)
+        other.model, other.source, other.cost = model, source, Cost()
+        return other
+
+    def _plain(self) -> Any:
+        """The model itself, inside its adapters if there are any."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    # ---- adapters --------------------------------------------------------------------------------------------------
+
+    def wrap_lora(self, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str = "all-linear") -> None:
+        """Freeze the weights and add low-rank adapters (peft) to every linear layer but the head, or to the named ones.
+
+        A model without linear layers of its own gets them at its convolutions.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        names: Any = targets if isinstance(targets, str) else list(targets)
+        if targets == "all-linear":
+            kinds: dict[type, list[str]] = {nn.Linear: [], nn.Conv2d: []}
+            for name, module in self.model.named_modules():
+                if type(module) in kinds and name != self._head:
+                    kinds[type(module)].append(name)
+            names = kinds[nn.Linear] or kinds[nn.Conv2d]
+        settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+        try:
+            self.model = get_peft_model(self.model, settings)
+        except ValueError as error:
+            raise BadInput(Problem("lora targets", first_line(error), "name linear layers of this model")) from error
+
+    def merge_lora(self) -> None:
+        """Fold the adapters into the weights; what is left is a plain model, all of whose weights can train."""
+        if hasattr(self.model, "merge_and_unload"):
+            self.model = self.model.merge_and_unload().requires_grad_(True)
+
+    # ---- one forward pass ------------------------------------------------------------------------------------------
+
+    @property
+    def outcomes(self) -> int | None:
+        """Number of classes; None for numbers."""
+        return self.outcome.width if isinstance(self.outcome, Classes) else None
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether what training does with one example depends on the others of its batch (batch normalisation)."""
+        return bool(self._mixing)
+
+    @property
+    def varies(self) -> bool:
+        """Whether training sees changed examples."""
+        return self.inputs.varies
+
+    def varied(self, encoded: LabelledExamples, seed: int) -> LabelledExamples:
+        """Return examples as training sees them: augmented by (seed, id)."""
+        if not self.varies:
+            return encoded
+        changed = self.inputs.vary(encoded.inputs, encoded.ids, seed)
+        return LabelledExamples(encoded.ids, changed, encoded.targets)
+
+    def encode(self, examples: Dataset) -> LabelledExamples:
+        """Turn an example set into inputs and targets.
+
+        Raises:
+            BadInput: what is wrong with its inputs and with its labels, at once.
+        """
+        problems: list[Problem] = []
+        parts: list[Any] = []
+        for part in (self.inputs, self.outcome):
+            try:
+                parts.append(part.encode(examples))
+            except BadInput as error:
+                problems += error.problems
+        if problems:
+            raise BadInput(problems)
+        return LabelledExamples(list(examples["id"]), parts[0], parts[1])
+
+    def batch(self, encoded: LabelledExamples) -> dict[str, Tensor]:
+        """Return what the model is called with, on its device: tensors with a leading batch dimension."""
+        return self.inputs.batch(encoded.inputs, self.device)
+
+    def predict(self, batch: Mapping[str, Tensor], forward: Callable[..., Any] | None = None) -> Tensor:
+        """Call the model and return (B, C) logits or (B, D) numbers in float32.
+
+        A pure function of the batch and of what ``forward`` closes over, so that it can be mapped and differentiated
+        (``torch.func``); nothing is accounted.
+
+        Args:
+            batch: from ``batch``.
+            forward: what to call instead of the model, with the model's own arguments.
+        """
+        call = forward or self.model
+        with self._one_by_one(len(next(iter(batch.values())))):
+            if isinstance(self._plain(), PreTrainedModel):
+                output = call(**batch)
+            else:
+                output = call(*batch.values())
+        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        if logits is None:
+            what = f"gives a {type(output).__name__}, neither a tensor nor an object with logits"
+            raise UnsupportedModel(Problem(type(self._plain()).__name__, what, "return the logits"))
+        logits = logits.unsqueeze(-1) if logits.dim() == 1 else logits
+        if logits.dim() != 2 or logits.shape[-1] != self.outcome.width:
+            what = f"gives outputs of shape {tuple(logits.shape)} for {self.outcome.width} per example"
+            raise UnsupportedModel(Problem(type(self._plain()).__name__, what, "give the model's own classes"))
+        return logits.float()
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return (B,) losses: cross-entropy in nats, or the squared error averaged over the numbers."""
+        if isinstance(self.outcome, Numbers):
+            return (logits - targets).square().mean(-1)
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def statistics(
+        self,
+        encoded: LabelledExamples,
+        *,
+        positions: Positions = "answer",
+        forward: nn.Module | None = None,
+        hidden: bool = False,
+        blocks: Sequence[int] = (),
+        logits: bool = True,
+    ) -> Statistics:
+        """Run one forward pass; one row per example, whichever positions are asked for.
+
+        Args:
+            encoded: the batch.
+            positions: without meaning here.
+            forward: what to call instead of the model.
+            hidden: also return the head's input, (B, H): the features that the last linear layer classifies.
+            blocks, logits: outputs of decoder blocks, which these models do not have.
+
+        Returns:
+            ``Statistics`` for classes, ``RegressionStatistics`` for numbers; gradients flow unless switched off.
+        """
+        if blocks:
+            what = "has no decoder blocks whose outputs could be read"
+            raise UnsupportedModel(Problem(f"a {self.kind}", what, "use a method that reads predictions"))
+        batch = self.batch(encoded)
+        with calls_of(self._head_module() if hidden else None) as seen, self._counted(batch):
+            found = self.predict(batch, forward)
+        self._account(encoded, batch)
+        size = len(encoded)
+        kind = RegressionStatistics if isinstance(self.outcome, Numbers) else Statistics
+        return kind(
+            logits=found,
+            targets=encoded.targets.to(found.device),
+            example=torch.arange(size, device=found.device),
+            counts=torch.ones(size, dtype=torch.int64, device=found.device),
+            ids=encoded.ids,
+            hidden=read_rows(seen, found) if hidden else None,
+        )
+
+    def _one_by_one(self, size: int) -> AbstractContextManager[None]:
+        return without_batch_statistics(self._plain(), self._mixing) if size == 1 else nullcontext()
+
+    def _head_module(self) -> nn.Module | None:
+        return None if self._head is None else self._plain().get_submodule(self._head)
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return a detached copy of the last linear layer's weights; empty where none is the head."""
+        if (head := self._head_module()) is None:
+            return {}
+        return {name: value.detach().clone() for name, value in head.named_parameters()}
+
+    def head(self, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Map (B, H) features to (B, C) float32 outputs."""
+        assert self._head is not None
+        found: Tensor = torch.func.functional_call(self._plain().get_submodule(self._head), weights, (hidden,))
+        return found.float()
+
+    @property
+    def tokens_per_forward(self) -> int:
+        """Examples of one size, or tokens of texts, that a forward pass without gradients may take."""
+        if isinstance(self.inputs, TextInputs):
+            return FORWARD_TOKENS
+        size = getattr(self.inputs, "size", None)
+        numbers = 3 * size[0] * size[1] if size else getattr(self.inputs, "width", 3 * 32 * 32)
+        return max(16, min(2048, FORWARD_NUMBERS // max(1, numbers)))
+
+    # ---- accounts --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _counted(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
+        """Count the operations of the first forward pass; later ones are taken to cost as much per input number."""
+        if self._flops_per_number:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self._flops_per_number = counter.get_total_flops() / next(iter(batch.values())).numel()
+
+    def _account(self, encoded: LabelledExamples, batch: Mapping[str, Tensor]) -> None:
+        training = torch.is_grad_enabled()
+        numbers = next(iter(batch.values())).numel()
+        padded = numbers if isinstance(self.inputs, TextInputs) else len(encoded)
+        self.cost.forwards += 1
+        self.cost.backwards += int(training)
+        self.cost.sequences += len(encoded)
+        self.cost.tokens += sum(encoded.length(i) for i in range(len(encoded)))
+        self.cost.padded_tokens += padded
+        # A backward costs one forward for the gradient of the inputs and one for that of the weights, if they train.
+        self.cost.flops += self._flops_per_number * numbers * (2 + self._trained_share() if training else 1)
+
+    def _trained_share(self) -> float:
+        parameters = [(p.numel(), p.requires_grad) for p in self.model.parameters() if p.dim() > 1]
+        return sum(n for n, trained in parameters if trained) / max(1, sum(n for n, _ in parameters))
