@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from expunge.cli.app import app, describe
 from expunge.errors import BadInput, Diverged, ExpungeError, MissingExtra, NotRemoved, Problem
 
-COMMANDS = ("demo", "unlearn", "audit", "compare", "methods", "audits", "doctor", "bench", "reproduce")
+COMMANDS = ("demo", "unlearn", "audit", "compare", "methods", "audits", "doctor", "bench", "reproduce", "sweep")
 
 
 def call(*args: str) -> tuple[int, str, str]:

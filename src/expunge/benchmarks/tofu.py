@@ -26,7 +26,7 @@ from expunge.errors import BadInput, Problem
 from expunge.methods.base import nested, settle
 from expunge.methods.run import METHODS
 from expunge.registry import near_names
-from expunge.reports.leaderboard import to_csv
+from expunge.reports.leaderboard import page, to_csv
 from expunge.requests.request import example_id
 from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
@@ -149,16 +149,9 @@ def _target(settings: Mapping[str, Mapping[str, Any]]) -> str:
 def _write(result: TofuResult, out: Path) -> None:
     (out / "results.json").write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
     (out / "table.md").write_text(result.to_markdown() + "\n", encoding="utf-8")
-    (out / "table.html").write_text(_page(result.to_html()), encoding="utf-8")
+    (out / "table.html").write_text(page("TOFU", result.to_html()), encoding="utf-8")
     tables = [to_csv(result.rows(split), COLUMNS) for split in result.splits()]
     (out / "table.csv").write_text("\n".join(tables), encoding="utf-8")
-
-
-def _page(body: str) -> str:
-    style = (
-        "body{font-family:system-ui,sans-serif;margin:2rem}table{border-collapse:collapse}td,th{padding:.3rem .6rem}"
-    )
-    return f"<!doctype html><meta charset=utf-8><title>TOFU</title><style>{style}</style>{body}"
 
 
 def _train(

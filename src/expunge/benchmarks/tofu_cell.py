@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,8 @@ from expunge.audits.base import Estimate
 from expunge.audits.suite import AuditResult, run_audits
 from expunge.benchmarks.tofu_data import TofuSplit, load_split
 from expunge.methods.run import unlearn
+from expunge.runs.shelf import Shelf
 from expunge.tasks.causal_lm import CausalLM
-from expunge.tasks.encoding import Prompt
-from expunge.tasks.tokens import TokenScores
 from expunge.training.probe import measure
 
 AUDITS = (
@@ -59,56 +58,14 @@ class Cell:
     audited: int
 
 
-class Remembering(CausalLM):
-    """A frozen model that remembers what it answered, so that an oracle is asked once and not once per cell."""
-
-    def __init__(self, model: CausalLM):
-        self.__dict__.update(model.__dict__)
-        self._scored: dict[str, TokenScores] = {}
-        self._said: dict[str, str] = {}
-
-    def copy(self) -> CausalLM:
-        """Not offered: a copy is made to be changed, and what it then says must not be recalled from here."""
-        raise TypeError("a remembering model is frozen; load the model itself to change it")
-
-    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[TokenScores]:
-        """Score the pairs that are new and recall the others."""
-        keys = [json.dumps(pair) for pair in pairs]
-        new = {k: pair for k, pair in zip(keys, pairs, strict=True) if k not in self._scored}
-        self._scored.update(zip(new, super().score(list(new.values())), strict=True))
-        return [self._scored[k] for k in keys]
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: Sequence[int],
-        *,
-        temperature: float = 0.0,
-        seed: int | Sequence[int] = 0,
-    ) -> list[str]:
-        """Continue the prompts that are new and recall the others; sampling is not remembered."""
-        if temperature > 0:
-            return super().generate(prompts, max_new_tokens, temperature=temperature, seed=seed)
-        keys = [json.dumps([prompt, limit]) for prompt, limit in zip(prompts, max_new_tokens, strict=True)]
-        new = {k: (p, n) for k, p, n in zip(keys, prompts, max_new_tokens, strict=True) if k not in self._said}
-        said = super().generate([p for p, _ in new.values()], [n for _, n in new.values()])
-        self._said.update(zip(new, said, strict=True))
-        return [self._said[k] for k in keys]
-
-
 @lru_cache(maxsize=4)
 def _split(where: str, name: str, kept: int | None) -> TofuSplit:
     return load_split(where, name, kept)
 
 
 @lru_cache(maxsize=1)
-def _start(path: str) -> CausalLM:
-    return CausalLM.load(path)
-
-
-@lru_cache(maxsize=4)
-def _frozen(path: str) -> Remembering:
-    return Remembering(CausalLM.load(path))
+def _shelf() -> Shelf:
+    return Shelf()
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -123,13 +80,18 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     if done.is_file():
         return dict(json.loads(done.read_text(encoding="utf-8")))
     torch.set_num_threads(1)
-    split, oracle = _split(cell.where, cell.split, cell.kept), _frozen(cell.oracle)
+    split, oracle = _split(cell.where, cell.split, cell.kept), _shelf().get(cell.oracle)
+    assert isinstance(oracle, CausalLM)
     training: dict[str, Any] = {}
     if cell.method in ("original", "retrain"):
         task: CausalLM = CausalLM.load(cell.model)
     else:
         outcome = unlearn(
-            _start(cell.model), split.train, cell.method, settings={**cell.settings, "seed": cell.seed}, oracle=oracle
+            _shelf().get(cell.model),
+            split.train,
+            cell.method,
+            settings={**cell.settings, "seed": cell.seed},
+            oracle=oracle,
         )
         assert isinstance(outcome.model, CausalLM)
         assert outcome.training is not None

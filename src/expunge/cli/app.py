@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from expunge.cli import benches, compare, demo, doctor, jobs, listing, reproduce
+from expunge.cli import benches, compare, demo, doctor, jobs, listing, reproduce, sweep
 from expunge.cli.terminal import problems_of, quiet_libraries, say, show_json
 from expunge.errors import ExpungeError
 
@@ -126,6 +126,7 @@ def start(
 app.command("demo")(demo.demo)
 app.command("unlearn")(jobs.unlearn)
 app.command("audit")(jobs.audit)
+app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("methods")(listing.methods)
 app.command("audits")(listing.audits)

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 from jinja2 import Environment
@@ -94,6 +95,27 @@ def to_markdown(
     return "\n".join(lines) + "\n"
 
 
+def page(title: str, body: str) -> str:
+    """Return a page that needs nothing else around tables and plots.
+
+    Args:
+        title: of the window; it is escaped.
+        body: HTML, such as ``render_table`` gives.
+    """
+    style = (
+        "body{font:16px/1.45 system-ui,sans-serif;margin:2rem;color-scheme:light dark}"
+        "table{border-collapse:collapse}small{display:block;opacity:.7}"
+        "caption{text-align:left;font-weight:600;font-size:1.3rem;margin-bottom:.6rem}"
+        "th,td{padding:.35rem .7rem;border-bottom:1px solid #8886;text-align:left;vertical-align:top}"
+        "figure{background:#fefefe;color:#1f2329;max-width:52rem;margin:1.5rem 0;padding:1rem}"
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>\n'
+        f"<body>\n{body}</body></html>\n"
+    )
+
+
 def to_csv(rows: Sequence[Mapping[str, CellValue]], columns: Sequence[Column]) -> str:
     """Return the table as CSV with full precision: an estimate takes the columns key, key_low, key_high and key_n.
 
@@ -114,6 +136,12 @@ def to_csv(rows: Sequence[Mapping[str, CellValue]], columns: Sequence[Column]) -
                 cells += [value] + ([None] * 3 if column.key in estimated else [])
         writer.writerow(["" if cell is None or cell != cell else cell for cell in cells])
     return stream.getvalue()
+
+
+def cell_text(value: CellValue, digits: int = 3) -> str:
+    """Return a cell in words, the interval in brackets."""
+    text, interval = _text(value, digits)
+    return f"{text} [{interval}]" if interval else text
 
 
 def _text(value: CellValue, digits: int) -> tuple[str, str]:

@@ -203,9 +203,9 @@ def _thin(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Drop the points that lie on the straight line between their neighbours: the curve stays what it is."""
+    points = points[np.concatenate([[True], (np.diff(points, axis=0) != 0).any(axis=1)])[: len(points)]]
     if len(points) < 3:
         return points
-    points = points[np.concatenate([[True], (np.diff(points, axis=0) != 0).any(axis=1)])]
     before, after = np.diff(points, axis=0)[:-1], np.diff(points, axis=0)[1:]
     bends = ~np.isclose(before[:, 0] * after[:, 1], before[:, 1] * after[:, 0], rtol=0, atol=1e-12)
     return points[np.concatenate([[True], bends, [True]])]

@@ -34,6 +34,8 @@ from expunge.verdict import VerdictSettings
 T = TypeVar("T")
 # How often a run looks at a small subset and saves its state, unless the recipe says so itself.
 LOOKS, LOOKED_AT, CHECKPOINTS_PER_RUN = 5, 32, 10
+# A run that is to end at a level must look more often, or it ends well beyond it.
+LOOKS_FOR_A_LEVEL = 20
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,32 @@ class Checked:
     hashes: Mapping[str, str]
 
 
+class Ground:
+    """What jobs on the same model and data have in common when they are checked: read once, however many jobs."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+
+    def once(self, *key: object, call: Callable[[], T]) -> T:
+        """Return what a call gave, or raise what it raised, when it was first made for a key."""
+        name = repr(key)
+        if name not in self._found:
+            try:
+                self._found[name] = call()
+            except BadInput as error:
+                self._found[name] = error
+        found = self._found[name]
+        if isinstance(found, BadInput):
+            raise found
+        return cast("T", found)
+
+
 def check(
-    recipe: Recipe, out: RunFolder | None, command: Command = "unlearn", progress: Progress | None = None
+    recipe: Recipe,
+    out: RunFolder | None,
+    command: Command = "unlearn",
+    progress: Progress | None = None,
+    ground: Ground | None = None,
 ) -> Checked:
     """Find everything that is wrong with a job before anything is computed.
 
@@ -57,6 +83,7 @@ def check(
         out: where the run will write, or None for nowhere.
         command: "unlearn" or "audit".
         progress: hears the warnings.
+        ground: shared with the checks of other jobs on the same model and data.
 
     Returns:
         The job with every setting resolved.
@@ -65,6 +92,8 @@ def check(
         BadInput: every problem of settings, request, models and folder in one error.
     """
     problems: list[Problem] = []
+    ground = ground or Ground()
+    named = {name: getattr(recipe, name) for name in _GROUND}
     method = train = None
     if command == "unlearn":
         chosen = _try(problems, "method", lambda: METHODS.get(recipe.method))
@@ -77,26 +106,19 @@ def check(
     request = _try(
         problems,
         "request",
-        lambda: read_request(
-            recipe.forget,
-            recipe.retain,
-            recipe.holdout,
-            scenario=recipe.scenario,
-            name=recipe.name,
-            columns=recipe.columns,
-            duplicates=recipe.duplicates,
-        ),
+        lambda: ground.once("request", named, call=lambda: _request(recipe)),
     )
     if out is not None:
         inputs = {"model": recipe.model, "original": recipe.original, "forget set": recipe.forget}
         inputs |= {"retain set": recipe.retain, "holdout set": recipe.holdout}
         problems += out.problems({**inputs, **{f"oracle {k}": path for k, path in enumerate(recipe.oracle, 1)}})
-    encoder = _try(problems, "model", lambda: _encoder(recipe))
+    encoder = _try(problems, "model", lambda: ground.once("encoder", named, call=lambda: _encoder(recipe)))
     for name, path in (("original", recipe.original), *(("oracle", path) for path in recipe.oracle)):
         if path is not None:
             _try(problems, name, lambda path=path: _config(path))  # type: ignore[misc]
     if request is not None:
-        found = preflight(request, encoder, max_length=encoder.max_length if encoder else None)
+        longest = encoder.max_length if encoder else None
+        found = ground.once("preflight", named, call=lambda: preflight(request, encoder, max_length=longest))
         problems += [p for p in found if p.severity == "error"]
         for problem in found:
             if problem.severity == "warning" and progress is not None:
@@ -107,6 +129,9 @@ def check(
         problems += _blind(recipe, train)
         if train.stop.forget_target == "oracle" and not recipe.oracle:
             problems.append(Problem("stop.forget_target", "is oracle and no oracle is there", "give --oracle MODEL"))
+        if train.stop.forget_target == "holdout" and recipe.holdout is None:
+            fix = "give --holdout FILE"
+            problems.append(Problem("stop.forget_target", "is holdout and there is no holdout set", fix))
     if problems or request is None or verdict is None:
         raise BadInput(list(dict.fromkeys(problems)))
     resolved = recipe.model_copy(
@@ -118,7 +143,27 @@ def check(
             "verdict": verdict.model_dump(mode="json"),
         }
     )
-    return Checked(resolved, request, verdict, method, _hashes(recipe, request))
+    hashes = ground.once("hashes", named, call=lambda: _hashes(recipe, request))
+    return Checked(resolved, request, verdict, method, hashes)
+
+
+# The parts of a recipe that say what a job starts from.
+_GROUND = (
+    "model", "original", "oracle", "forget", "retain", "holdout", "scenario", "name", "columns", "duplicates",
+    "template", "chat", "max_length",
+)  # fmt: skip
+
+
+def _request(recipe: Recipe) -> DeletionRequest:
+    return read_request(
+        recipe.forget,
+        recipe.retain,
+        recipe.holdout,
+        scenario=recipe.scenario,
+        name=recipe.name,
+        columns=recipe.columns,
+        duplicates=recipe.duplicates,
+    )
 
 
 def _try(problems: list[Problem], where: str, call: Callable[[], T]) -> T | None:
@@ -233,7 +278,8 @@ def _resolved_settings(
         update: dict[str, Any] = {}
         if "stop.every" not in given:
             size = train.stop.probe_size if any(key.startswith("stop.") for key in given) else LOOKED_AT
-            looks = {"every": math.ceil(total / LOOKS), "probe_size": size}
+            count = LOOKS if train.stop.forget_target == "none" else LOOKS_FOR_A_LEVEL
+            looks = {"every": math.ceil(total / count), "probe_size": size}
             update["stop"] = train.stop.model_copy(update=looks)
         if "checkpoint_every" not in given:
             update["checkpoint_every"] = math.ceil(total / CHECKPOINTS_PER_RUN)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from expunge.audits.base import Estimate
 from expunge.errors import BadInput, Problem
-from expunge.reports.leaderboard import CellValue, Column, render_table
+from expunge.reports.leaderboard import CellValue, Column, page, render_table
 from expunge.reports.report import RunReport, to_plain
 from expunge.reports.wording import NO_DATA, duration, number
 from expunge.runs.folder import REPORT_JSON
@@ -102,32 +101,35 @@ class RunComparison:
         body = [{"run": run.name, **{row.key: row.cells.get(run.name) for row in self.rows}} for run in self.runs]
         title = f"{len(self.runs)} runs side by side"
         table = render_table(body, columns, title, self.warnings)
-        style = (
-            "body{font:16px/1.45 system-ui,sans-serif;margin:2rem;color-scheme:light dark}"
-            "table{border-collapse:collapse}small{display:block;opacity:.7}"
-            "caption{text-align:left;font-weight:600;font-size:1.3rem;margin-bottom:.6rem}"
-            "th,td{padding:.35rem .7rem;border-bottom:1px solid #8886;text-align:left;vertical-align:top}"
-        )
-        return (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>\n'
-            f"<body>\n{table}</body></html>\n"
-        )
+        return page(title, table)
 
 
 def compare_runs(paths: Sequence[str | Path], *, every: bool = False) -> RunComparison:
     """Read finished runs and line up what they say.
 
     Args:
-        paths: run folders, or report.json files.
+        paths: as in ``read_runs``.
         every: all numbers instead of the main ones.
+
+    Raises:
+        BadInput: every path that holds no report.
+    """
+    runs = read_runs(paths)
+    return RunComparison(runs, [*_heads(runs), *_numbers(runs, every), *_costs(runs)], warnings_of(runs))
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[ComparedRun]:
+    """Read the reports of finished runs.
+
+    Args:
+        paths: run folders, report.json files, or folders of sweeps, which stand for all finished runs in them.
 
     Raises:
         BadInput: every path that holds no report.
     """
     problems: list[Problem] = []
     runs: list[ComparedRun] = []
-    for given in map(Path, paths):
+    for given in _spread(paths):
         file = given / REPORT_JSON if given.is_dir() else given
         try:
             report = RunReport.from_json(file.read_text(encoding="utf-8"))
@@ -141,7 +143,13 @@ def compare_runs(paths: Sequence[str | Path], *, every: bool = False) -> RunComp
             runs.append(ComparedRun(_free_name(folder, [run.name for run in runs]), given, report))
     if problems:
         raise BadInput(problems)
-    return RunComparison(runs, [*_heads(runs), *_numbers(runs, every), *_costs(runs)], _warnings(runs))
+    return runs
+
+
+def _spread(paths: Sequence[str | Path]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        inside = [] if (path / REPORT_JSON).is_file() else sorted(path.glob(f"cells/*/{REPORT_JSON}"))
+        yield from (report.parent for report in inside) if inside else [path]
 
 
 def _free_name(folder: Path, taken: Sequence[str]) -> str:
@@ -193,7 +201,8 @@ def _costs(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
     ]
 
 
-def _warnings(runs: Sequence[ComparedRun]) -> list[str]:
+def warnings_of(runs: Sequence[ComparedRun]) -> list[str]:
+    """Say why runs may not be comparable."""
     found = []
     if len({run.report.request.fingerprint for run in runs}) > 1:
         found.append("these runs answer different requests, so their numbers are about different examples")

@@ -17,10 +17,10 @@ from expunge.runs import facts, summary
 from expunge.runs.audit import AuditReport, audit, conclude
 from expunge.runs.check import Checked, check, device_of, loading_of
 from expunge.runs.folder import CHECKPOINTS, FACTS, FORGOTTEN, LOG, REPORT_HTML, REPORT_JSON, RunFolder, writing
-from expunge.runs.models import gather, model_path
+from expunge.runs.models import AnyModel, gather, model_path
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Recipe
-from expunge.tasks.loading import load_task
+from expunge.runs.shelf import Shelf
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,12 @@ class JobResult:
 
 
 def run_job(
-    recipe: Recipe, out: str | Path, *, progress: Progress | None = None, overwrite: bool = False
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    shelf: Shelf | None = None,
 ) -> JobResult | None:
     """Forget and prove: from a recipe to a folder with a model, a verdict and a report.
 
@@ -63,6 +68,7 @@ def run_job(
         out: the run folder.
         progress: hears what is being done.
         overwrite: delete another run that is in the folder.
+        shelf: models shared with other jobs of this process; the original and the oracles are taken from it.
 
     Returns:
         The result; None in all but the first of several processes (``torchrun``, ``accelerate launch``).
@@ -82,8 +88,8 @@ def run_job(
         _wait(checked.recipe)
         if folder.has(REPORT_JSON) and folder.has(REPORT_HTML) and (folder.model / CARD).is_file():
             return _finished(folder) if first else None
-        done = _forget(checked, folder, progress, first)
-        return _prove(checked, folder, done, progress) if first else None
+        done = _forget(checked, folder, progress, first, shelf or Shelf())
+        return _prove(checked, folder, done, progress, shelf) if first else None
 
 
 def _wait(recipe: Recipe) -> None:
@@ -104,16 +110,16 @@ def _result(folder: RunFolder, report: RunReport, done: Mapping[str, Any], repea
     return JobResult(folder, report, bool(training.get("diverged")), str(training.get("stop_reason", "")), repeated)
 
 
-def _forget(checked: Checked, folder: RunFolder, progress: Progress, first: bool) -> dict[str, Any]:
+def _forget(checked: Checked, folder: RunFolder, progress: Progress, first: bool, shelf: Shelf) -> dict[str, Any]:
     recipe = checked.recipe
     if folder.has(FORGOTTEN) and folder.model.is_dir():
         progress.say(f"the new model is already in {folder.model}")
         return folder.read_json(FORGOTTEN)
     progress.stage(f"loading {recipe.model}")
-    task = load_task(model_path(recipe.model), **loading_of(recipe))
+    task = shelf.get(recipe.model, **loading_of(recipe))
     oracle = None
     if recipe.settings.get("stop", {}).get("forget_target") == "oracle":
-        oracle = load_task(model_path(recipe.oracle[0]), **loading_of(recipe))
+        oracle = shelf.get(recipe.oracle[0], **loading_of(recipe))
     if first and not any((folder / CHECKPOINTS).glob("step-*")):
         (folder / LOG).unlink(missing_ok=True)  # lines of a run that left no state to go on from
     progress.stage(f"forgetting with {recipe.method}")
@@ -136,12 +142,18 @@ def _forget(checked: Checked, folder: RunFolder, progress: Progress, first: bool
     return done
 
 
-def _prove(checked: Checked, folder: RunFolder, done: Mapping[str, Any], progress: Progress) -> JobResult:
+def _prove(
+    checked: Checked, folder: RunFolder, done: Mapping[str, Any], progress: Progress, shelf: Shelf | None
+) -> JobResult:
     recipe, request = checked.recipe, checked.request
     assert checked.method is not None
     progress.stage("loading models to compare")
     # What is judged is what was saved, not what was in memory.
-    models = gather(folder.model, recipe.model, recipe.oracle, **loading_of(recipe))
+    loading = loading_of(recipe)
+    others: list[AnyModel] = [recipe.model, *recipe.oracle]
+    if shelf is not None:
+        others = [shelf.get(str(path), **loading) for path in others]
+    models = gather(folder.model, others[0], others[1:], **loading)
     progress.stage("asking the models")
     result = run_audits(
         models,
@@ -172,7 +184,7 @@ def _prove(checked: Checked, folder: RunFolder, done: Mapping[str, Any], progres
         hardware=known["hardware"],
         seeds={"all": recipe.seed},
         cost=cost,
-        notes=_notes(checked, done, known),
+        notes=[*_notes(checked, done, known), *([] if shelf is None else [_SHARED])],
     )
     full = conclude(report, request, result, checked.verdict).report
     if (again := _retraining(recipe)) is not None:
@@ -182,6 +194,12 @@ def _prove(checked: Checked, folder: RunFolder, done: Mapping[str, Any], progres
         write_html(full, folder / REPORT_HTML)
         full.write_json(folder / REPORT_JSON)
     return _result(folder, full, done)
+
+
+_SHARED = (
+    "The original and the oracles were shared with other runs: what they had answered before was not asked again, and "
+    "is not in the cost of proving."
+)
 
 
 def _notes(checked: Checked, done: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:

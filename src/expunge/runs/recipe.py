@@ -203,6 +203,18 @@ def _override(values: dict[str, Any], text: str, problems: list[Problem]) -> Non
     place[path[-1]] = value
 
 
+def yaml_list(raw: str) -> list[Any] | None:
+    """Read values separated by commas, each as in YAML: "1e-5,1e-4" is two numbers, "[0, 4]" is one list.
+
+    Returns:
+        The values; None where this is not YAML.
+    """
+    try:
+        return list(yaml.load(f"[{raw}]", Loader=_Loader))
+    except (yaml.YAMLError, TypeError):
+        return None
+
+
 def _forget_nested(settings: dict[str, Any], dotted: str) -> None:
     """Take out what an earlier source said about the same setting in nested form, so that the override wins."""
     *parents, last = dotted.split(".")
