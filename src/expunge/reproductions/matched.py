@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from expunge.methods.base import Unlearned
 from expunge.methods.run import unlearn
 from expunge.reports.leaderboard import over_seeds
 from expunge.reproductions.base import Check, Workbench
 from expunge.reproductions.world import World
 from expunge.requests.request import DeletionRequest
+from expunge.tasks.causal_lm import CausalLM
 from expunge.training.probe import ProbePoint
 
 # AdamW as in the demo; constant, so that every step of a path counts alike.
@@ -48,17 +50,52 @@ def forgetting_path(
         One point per step, the first before any; the probabilities are means over examples of exp(-NLL per token).
     """
     bench.progress.stage(f"forgetting with {method}")
-    asked = request or world.request
     stop = {"every": 1, "probe_size": 32 if bench.quick else 64, "forget_target": until}
-    outcome = unlearn(
-        world.original,
-        asked,
-        method,
-        settings={**TRAINING, "epochs": steps, "max_steps": steps, "seed": world.seed, **settings, "stop": stop},
-        progress=bench.progress.step,
-    )
+    outcome = _forget(world, method, {**settings, "stop": stop}, steps, bench, request)
     assert outcome.training is not None
     return outcome.training.probes
+
+
+def model_at_forgetting(
+    world: World,
+    method: str,
+    settings: Mapping[str, Any],
+    points: Sequence[ProbePoint],
+    level: float,
+    *,
+    bench: Workbench,
+    request: DeletionRequest | None = None,
+) -> CausalLM | None:
+    """Return the model behind a path at the first step below a level of forgetting; arguments as of the path.
+
+    The steps up to there are done once more: they are the same, as everything random follows from the seed.
+
+    Returns:
+        The model, or None where the path never gets there.
+    """
+    below = next((p.step for p in points if p.forget_probability is not None and p.forget_probability < level), None)
+    if not below:
+        return None
+    model = _forget(world, method, settings, below, bench, request).model
+    assert isinstance(model, CausalLM)
+    return model
+
+
+def _forget(
+    world: World,
+    method: str,
+    settings: Mapping[str, Any],
+    steps: int,
+    bench: Workbench,
+    asked: DeletionRequest | None,
+) -> Unlearned:
+    return unlearn(
+        world.original,
+        asked or world.request,
+        method,
+        settings={**TRAINING, "epochs": steps, "max_steps": steps, "seed": world.seed, **settings},
+        progress=bench.progress.step,
+    )
 
 
 def at_forgetting(points: Sequence[ProbePoint], level: float, name: str = "retain_probability") -> float | None:
