@@ -230,7 +230,7 @@ class Observations:
         """Return example id -> greedy answer. Raw text, which has no prompt to continue, is left out."""
         prompts, slot = self.examples.prompts(role), self._slots[model]
         slot.counts.generations_asked += len(prompts)
-        self._generate(slot, prompts.values())
+        self._generate(slot, [(prompt, self._limit(slot, prompt_key(prompt))) for prompt in prompts.values()])
         return {i: slot.generated[prompt_key(prompt)][1] for i, prompt in prompts.items()}
 
     def generated(self) -> dict[str, dict[str, dict[str, str]]]:
@@ -243,11 +243,18 @@ class Observations:
                         out.setdefault(role, {}).setdefault(identity, {})[name] = found[1]
         return out
 
-    def _generate(self, slot: _Seen, prompts: Iterable[Prompt]) -> None:
+    def continuations(self, model: str, pairs: Sequence[Pair]) -> list[str]:
+        """Return the greedy answers to any prompts, as long as the answers beside them would need, in their order."""
+        slot = self._slots[model]
+        slot.counts.generations_asked += len(pairs)
+        self._generate(slot, [(prompt, self._room(slot, {answer})) for prompt, answer in pairs])
+        return [slot.generated[prompt_key(prompt)][1] for prompt, _ in pairs]
+
+    def _generate(self, slot: _Seen, wanted: Iterable[tuple[Prompt, int]]) -> None:
         missing: dict[str, tuple[Prompt, int]] = {}
-        for prompt in prompts:
+        for prompt, limit in wanted:
             key = prompt_key(prompt)
-            limit = self.max_new_tokens or self._limit(slot, key)
+            limit = max(limit, missing[key][1]) if key in missing else limit
             if key not in slot.generated or slot.generated[key][0] < limit:
                 missing[key] = (prompt, limit)
         if not missing:
@@ -261,7 +268,10 @@ class Observations:
 
     def _limit(self, slot: _Seen, key: str) -> int:
         """Return how many new tokens the longest answer to a prompt needs, whichever example sets it is in."""
-        return max(math.ceil(1.5 * slot.model.count_tokens(answer)) + 8 for answer in self.examples.answers_to(key))
+        return self._room(slot, self.examples.answers_to(key))
+
+    def _room(self, slot: _Seen, answers: Iterable[str]) -> int:
+        return self.max_new_tokens or max(math.ceil(1.5 * slot.model.count_tokens(a)) + 8 for a in answers)
 
     # ---- running text ----------------------------------------------------------------------------------------------
 
@@ -301,10 +311,9 @@ class Observations:
 
     def prefetch_generations(self, audits: Sequence[Audit], model: str) -> None:
         """Generate everything that these audits will read from a model, in one call."""
-        roles = dict.fromkeys(role for audit in audits for role in audit.generates)
-        self._generate(
-            self._slots[model], [prompt for role in roles for prompt in self.examples.prompts(role).values()]
-        )
+        roles, slot = dict.fromkeys(role for audit in audits for role in audit.generates), self._slots[model]
+        prompts = [prompt for role in roles for prompt in self.examples.prompts(role).values()]
+        self._generate(slot, [(prompt, self._limit(slot, prompt_key(prompt))) for prompt in prompts])
 
     def prefetch(self, audits: Sequence[Audit]) -> None:
         """Run everything that these audits declare: one scoring and one generating call per distinct model."""

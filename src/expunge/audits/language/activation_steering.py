@@ -13,8 +13,6 @@ difference of means: Arditi et al. 2024, Refusal in Language Models Is Mediated 
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from expunge.audits.base import Finding
 from expunge.audits.examples import Pair, asked_as, question_of
+from expunge.audits.names import name_spans
 from expunge.audits.observations import Observations
 from expunge.audits.tamperer import Course, Material, Steps, TamperConfig, Tamperer, budgets_from_zero
 from expunge.tasks.blocks import decoder_blocks
@@ -36,38 +35,6 @@ if TYPE_CHECKING:
     from expunge.tasks.causal_lm import CausalLM
 
 Direction = Literal["anonymised", "means"]
-_WORD = re.compile(r"\w+")
-# A word that names somebody occurs in few questions about others.
-_COMMON = 0.2
-
-
-def name_spans(questions: Mapping[str, str], groups: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Find the name that each question is about, whatever the language.
-
-    A name is the stretch of words that all questions of a group have and few questions of other groups have. Without
-    groups each question is a group of its own.
-
-    Args:
-        questions: example id -> text.
-        groups: example id -> group, or empty.
-
-    Returns:
-        Example id -> (start, end) in characters; questions without such words are left out.
-    """
-    words = {i: set(_WORD.findall(text)) for i, text in questions.items()}
-    members: dict[str, list[str]] = {}
-    for i in questions:
-        members.setdefault(groups.get(i, i), []).append(i)
-    spread = Counter(word for ids in members.values() for word in set.union(*(words[i] for i in ids)))
-    found = {}
-    for ids in members.values():
-        own = set.intersection(*(words[i] for i in ids))
-        own = {word for word in own if spread[word] - 1 <= _COMMON * (len(members) - 1)}
-        for i in ids:
-            places = [m.span() for m in _WORD.finditer(questions[i]) if m.group() in own]
-            if places:
-                found[i] = (places[0][0], places[-1][1])
-    return found
 
 
 def difference(own: Tensor, others: Tensor) -> Tensor:
