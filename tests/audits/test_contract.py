@@ -39,6 +39,8 @@ def settings_of(audit: type[Audit], folder: Path) -> dict[str, Any]:
     if audit.id == "perplexity":
         (folder / "text.txt").write_text("Mirela Ostrander was born in Velburg. " * 20, encoding="utf-8")
         return {"text": folder / "text.txt", "window": 32, "stride": 16}
+    if audit.id == "lm_eval":
+        pytest.skip("needs the harness, which takes seconds to start; its promises are kept in its own tests")
     return QUICK.get(audit.id, {})
 
 
