@@ -50,6 +50,7 @@ class Examples:
             raise BadInput(problems)
         self._sets: dict[str, Dataset] = {**request.sets(), **(extra or {})}
         self._limits, self._seed = dict(limits or {}), seed
+        self._drawn: dict[str, Dataset] = {}
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
         self._answers: dict[str, set[str]] | None = None
 
@@ -69,19 +70,32 @@ class Examples:
         if role not in self._sets:
             return {}
         if role not in self._rows:
-            rows = {str(row["id"]): row for row in self._sets[role].to_list()}
-            limit = self._limits.get(role, len(rows))
-            if limit < len(rows):
-                drawn = set(sorted(rows, key=lambda i: _draw(self._seed, i))[:limit])
-                rows = {i: row for i, row in rows.items() if i in drawn}
-            self._rows[role] = rows
+            self._rows[role] = {str(row["id"]): row for row in self.dataset(role).to_list()}
         return self._rows[role]
+
+    def dataset(self, role: str) -> Dataset:
+        """Return the examples of a role, no more than its limit, in the order of the set.
+
+        Raises:
+            KeyError: there is no such set.
+        """
+        if role not in self._drawn:
+            examples = self._sets[role]
+            ids = list(examples["id"])
+            limit = self._limits.get(role, len(ids))
+            if limit < len(ids):
+                drawn = set(sorted(ids, key=lambda i: _draw(self._seed, i))[:limit])
+                examples = examples.select([k for k, i in enumerate(ids) if i in drawn])
+            self._drawn[role] = examples
+        return self._drawn[role]
 
     def groups(self, role: str) -> dict[str, str]:
         """Return example id -> group; empty unless every example of the role has one."""
-        rows = self.rows(role)
-        found = {i: str(row["group"]) for i, row in rows.items() if row.get("group") not in (None, "")}
-        return found if len(found) == len(rows) else {}
+        if role not in self._sets or "group" not in self._sets[role].column_names:
+            return {}
+        chosen = self.dataset(role)
+        found = {i: str(g) for i, g in zip(chosen["id"], chosen["group"], strict=True) if g not in (None, "")}
+        return found if len(found) == len(chosen) else {}
 
     def pairs(self, role: str, field: Field) -> dict[str, list[Pair]]:
         """Return example id -> the (prompt, answer) pairs of a field: one, or several for "perturbed_answers".

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 from datasets import Dataset
@@ -25,10 +25,9 @@ from expunge.errors import BadInput, ExpungeError, Problem
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import Prompt
+from expunge.tasks.kinds import PREDICTORS
+from expunge.tasks.predictions import ExampleRow, Predictions
 from expunge.tasks.tokens import TokenScores
-
-if TYPE_CHECKING:
-    from expunge.tasks.causal_lm import CausalLM
 
 MODEL_NAME = re.compile(r"unlearned|original|oracle(-\d+)?")
 Key = tuple[str, str]
@@ -65,8 +64,9 @@ class Counts:
 class _Seen:
     """One distinct model and everything observed about it."""
 
-    model: CausalLM
+    model: Any
     before: Cost
+    predictions: dict[str, Predictions] = field(default_factory=dict)
     scores: dict[Key, TokenScores] = field(default_factory=dict)
     broken: set[Key] = field(default_factory=set)
     generated: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Observations:
 
     def __init__(
         self,
-        models: Mapping[str, CausalLM],
+        models: Mapping[str, Any],
         request: DeletionRequest,
         *,
         extra: Mapping[str, Dataset] | None = None,
@@ -111,9 +111,10 @@ class Observations:
             for name in models
             if not MODEL_NAME.fullmatch(name)
         ]
+        problems += _different_outcomes(models)
         if problems:
             raise BadInput(problems)
-        self.models: dict[str, CausalLM] = dict(models)
+        self.models: dict[str, Any] = dict(models)
         self.request = request
         self.seed = seed
         self.max_new_tokens = max_new_tokens
@@ -149,6 +150,45 @@ class Observations:
         if need in ("perturbed_answers", "paraphrased_answer"):
             return None if self.examples.pairs("forget", cast(Field, need)) else f"the forget set has no {need}"
         raise ValueError(f"unknown need '{need}'")
+
+    # ---- predictions of classifiers and regressors ----------------------------------------------------------------
+
+    def predictions(self, model: str, role: str) -> Predictions:
+        """Return everything that one pass in evaluation mode says about an example set.
+
+        Args:
+            model: name of a model with one prediction per example.
+            role: example set.
+
+        Raises:
+            BrokenScores: some outputs are NaN or infinite.
+            KeyError: there is no such set.
+        """
+        slot = self._slots[model]
+        slot.counts.sequences_asked += len(self.examples.dataset(role))
+        if role not in slot.predictions:
+            slot.predictions[role] = slot.model.observe(slot.model.encode(self.examples.dataset(role)))
+            slot.counts.sequences_run += len(slot.predictions[role])
+        found = slot.predictions[role]
+        if bad := [i for i, fine in zip(found.ids, found.finite, strict=True) if not fine]:
+            raise BrokenScores(
+                f"model '{model}' gives NaN or infinite outputs for {len(bad)} of {len(found)} examples of '{role}', "
+                f"such as {bad[0]}"
+            )
+        return found
+
+    def items(self, role: str) -> dict[str, Any]:
+        """Return example id -> what a model's ``score`` takes: (prompt, answer), or a row of the set."""
+        if not self._predicts:
+            return {i: pairs[0] for i, pairs in self.examples.pairs(role, "answer").items()}
+        if role not in self.examples.roles:
+            return {}
+        examples = self.examples.dataset(role)
+        return {identity: ExampleRow(examples, index) for index, identity in enumerate(examples["id"])}
+
+    @property
+    def _predicts(self) -> bool:
+        return next(iter(self.models.values())).kind in PREDICTORS
 
     # ---- teacher-forced scores ------------------------------------------------------------------------------------
 
@@ -236,6 +276,8 @@ class Observations:
     def generated(self) -> dict[str, dict[str, dict[str, str]]]:
         """Return role -> example id -> model -> greedy answer, for what was generated so far."""
         out: dict[str, dict[str, dict[str, str]]] = {}
+        if self._predicts:
+            return out
         for role in self.examples.roles:
             for identity, prompt in self.examples.prompts(role).items():
                 for name, slot in self._slots.items():
@@ -306,6 +348,10 @@ class Observations:
     def prefetch_scores(self, audits: Sequence[Audit], model: str) -> None:
         """Run everything that these audits will read from a model's teacher-forced pass, in one call."""
         reads = dict.fromkeys(read for audit in audits for read in audit.reading(self))
+        if self._predicts:
+            for role in dict.fromkeys(role for role, _ in reads if role in self.examples.roles):
+                self.predictions(model, role)
+            return
         wanted = [row for role, name in reads for row in self.examples.pairs(role, cast(Field, name)).values()]
         self._score(self._slots[model], [*wanted, *(audit.asks(self) for audit in audits)])
 
@@ -351,6 +397,18 @@ class Observations:
         for name, slot in self._slots.items():
             first.setdefault(id(slot), (name, slot))
         return dict(first.values())
+
+
+def _different_outcomes(models: Mapping[str, Any]) -> list[Problem]:
+    """Find models that predict something else than the others: their losses could not be compared."""
+    outcomes = {name: getattr(model, "outcome", None) for name, model in models.items()}
+    first = outcomes.get("unlearned")
+    return [
+        Problem(f"model '{name}'", "predicts other classes, or numbers on another scale, than the one under audit",
+                "give models that were made for the same data")
+        for name, outcome in outcomes.items()
+        if outcome != first
+    ]  # fmt: skip
 
 
 def _key(prompt: Prompt, answer: str) -> Key:

@@ -188,7 +188,7 @@ class Tamperer(Audit):
 
     def material(self, seen: Observations) -> Material | str:
         """Return the examples of the attack, or why there are too few."""
-        pairs = {i: found[0] for i, found in seen.examples.pairs("forget", "answer").items()}
+        pairs = seen.items("forget")
         rng = np.random.default_rng(seen.seed)
         used = [sorted(pairs)[k] for k in sorted(rng.permutation(len(pairs))[: self.config.max_examples])]
         shown: list[str] = []
@@ -199,7 +199,7 @@ class Tamperer(Audit):
             return f"{len(used)} forget examples cannot be split into two halves of two"
 
         def some(role: str) -> dict[str, Pair]:
-            there = {i: found[0] for i, found in seen.examples.pairs(role, "answer").items()}
+            there = seen.items(role)
             return {i: there[i] for i in sorted(there)[: len(tested)]}
 
         return Material(

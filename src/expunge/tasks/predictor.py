@@ -19,12 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expunge.errors import BadInput, Problem, UnsupportedModel
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
+from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import LabelledExamples, Positions
 from expunge.tasks.factories import Factory, allowed_factory
 from expunge.tasks.heads import calls_of, head_name, mixing_layers, read_rows, without_batch_statistics
 from expunge.tasks.image_inputs import Augment, ImageInputs
 from expunge.tasks.inputs import Inputs, inputs_of
 from expunge.tasks.outcomes import Classes, Numbers, Outcome, outcome_of
+from expunge.tasks.predictions import ExampleRow, ExampleScore, Predictions, by_set
 from expunge.tasks.pretrained import WEIGHTS, load_module, load_pretrained, loader_of, outcome_for
 from expunge.tasks.statistics import RegressionStatistics, Statistics
 from expunge.tasks.storage import (
@@ -441,6 +443,57 @@ class Predictor(Task):
         size = getattr(self.inputs, "size", None)
         numbers = 3 * size[0] * size[1] if size else getattr(self.inputs, "width", 3 * 32 * 32)
         return max(16, min(2048, FORWARD_NUMBERS // max(1, numbers)))
+
+    # ---- what audits ask -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the mode before is restored, also after an error."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.cost.measured():
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def observe(self, encoded: LabelledExamples) -> Predictions:
+        """Run one pass in evaluation mode, without augmentation, and return everything it says, in the order given."""
+        parts: list[tuple[list[int], Statistics]] = []
+        with self.asked():
+            lengths = [encoded.length(i) for i in range(len(encoded))]
+            for indices in length_batches(lengths, self.tokens_per_forward):
+                parts.append((indices, self.statistics(encoded.take(indices), hidden=True)))
+        order = torch.argsort(torch.tensor([i for indices, _ in parts for i in indices]))
+        outputs = torch.cat([stats.logits for _, stats in parts])[order].double().cpu().numpy()
+        rows = [stats.hidden for _, stats in parts]
+        known = [row for row in rows if row is not None]
+        return Predictions(
+            ids=list(encoded.ids),
+            outputs=outputs,
+            targets=encoded.targets.cpu().numpy(),
+            features=torch.cat(known)[order].float().cpu().numpy() if known and len(known) == len(rows) else None,
+            classes=self.outcome.names if isinstance(self.outcome, Classes) else (),
+            centre=self.outcome.centre if isinstance(self.outcome, Numbers) else (),
+            scale=self.outcome.scale if isinstance(self.outcome, Numbers) else (),
+        )
+
+    def score(self, rows: Sequence[ExampleRow]) -> list[ExampleScore]:
+        """Score single examples, in evaluation mode."""
+        out: list[ExampleScore | None] = [None] * len(rows)
+        for examples, positions in by_set(rows):
+            found = self.observe(self.encode(examples.select([rows[k].index for k in positions])))
+            for k, nll in zip(positions, found.nll.tolist(), strict=True):
+                out[k] = ExampleScore(nll)
+        return [score for score in out if score is not None]
+
+    def answer_nll(self, rows: Sequence[ExampleRow]) -> Tensor:
+        """Return the loss averaged over examples; gradients flow."""
+        parts = [
+            self.statistics(self.encode(examples.select([rows[k].index for k in positions]))).nll
+            for examples, positions in by_set(rows)
+        ]
+        return torch.cat(parts).mean()
 
     # ---- accounts --------------------------------------------------------------------------------------------------
 

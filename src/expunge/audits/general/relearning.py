@@ -32,6 +32,7 @@ from expunge.audits.recovery import Recovery, batches, first_at
 from expunge.audits.tamperer import Course, Material, Steps, TamperConfig, Tamperer, budgets_from_zero
 from expunge.data.fictitious import FictitiousWorld
 from expunge.errors import Diverged
+from expunge.tasks.kinds import KINDS, PREDICTORS
 
 if TYPE_CHECKING:
     from expunge.tasks.causal_lm import CausalLM
@@ -48,6 +49,7 @@ class Relearning(Tamperer):
 
     id = "relearning"
     title = "Does a little fine-tuning bring the knowledge back?"
+    tasks = KINDS
     paper = (
         "Deeb & Roger 2024, Do Unlearning Methods Remove Information from Language Model Weights? (arXiv:2410.08827)"
     )
@@ -102,8 +104,10 @@ class Relearning(Tamperer):
             return path
 
     def run(self, seen: Observations) -> Finding:
-        if "related" in self.config.on and not seen.rows("retain"):
+        if "related" in self.config.on and "retain" not in seen.examples.roles:
             return Finding(self.id, "no data", note="the request has no retain set to relearn from (on=related)")
+        if "unrelated" in self.config.on and next(iter(seen.models.values())).kind in PREDICTORS:
+            return Finding(self.id, "no data", note="unrelated text (on=unrelated) is nothing for this kind of model")
         return super().run(seen)
 
     def courses(self, seen: Observations) -> list[Course]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar, Table
 from expunge.audits.observations import Observations
 from expunge.errors import ExpungeError
+from expunge.tasks.kinds import KINDS
 
 if TYPE_CHECKING:
     from expunge.tasks.base import Task
@@ -67,6 +68,7 @@ class WeightDistance(Audit):
 
     id = "weight_distance"
     title = "How far did the weights move, and where?"
+    tasks = KINDS
     needs = ("original",)
     paper = "Golatkar et al. 2020, Eternal Sunshine of the Spotless Net (arXiv:1911.04933)"
 

@@ -1,0 +1,1 @@
+"""Audits of models with one prediction per example: classifiers and regressors."""
