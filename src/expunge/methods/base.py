@@ -220,6 +220,38 @@ class ObjectiveMethod(Method):
             raise BadInput(problems)
 
 
+class EditingMethod(Method):
+    """A method that measures something and then changes the weights once, without training."""
+
+    @abstractmethod
+    def edit(self, model: Task, request: DeletionRequest, run: Run) -> dict[str, Any]:
+        """Change a model in place.
+
+        Args:
+            model: a copy of the one given, in evaluation mode.
+            request, run: as in ``apply``.
+
+        Returns:
+            What was measured and done, as plain values; it stands in the outcome's ``config["found"]``.
+        """
+
+    def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
+        """Edit a copy of the model."""
+        self.check(task, request)
+        model = task.copy()
+        model.model.eval()
+        with model.cost.measured():
+            found = self.edit(model, request, run)
+        model.source = f"{self.id} of {task.source}"
+        return Unlearned(
+            model=model,
+            method=self.id,
+            removal_level=self.removal_level,
+            config={**self.config.model_dump(mode="json"), **({"found": found} if found else {})},
+            cost=model.cost.snapshot(),
+        )
+
+
 def selection_of(train: TrainSettings) -> Selection | None:
     """Return the selection that training is confined to, or None.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from expunge.requests.request import DeletionRequest
 from expunge.selections.base import Mask, Scope, Selection, SelectionConfig, top_share
+from expunge.selections.importance import differentiable
 from expunge.tasks.base import Task
 from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import EncodedExamples
@@ -46,26 +47,17 @@ def loss_gradient(
     Returns:
         Name -> gradient in float32, of the parameter's shape; zero where the loss does not depend on it.
     """
-    training, flags = task.model.training, {name: p.requires_grad for name, p in parameters.items()}
     total = sum(encoded.labelled(i) for batch in batches for i in batch)
     summed = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    task.model.eval()
-    try:
-        for p in parameters.values():
-            p.requires_grad_(True)
+    with differentiable(task, parameters), torch.enable_grad():
         for batch in batches:
             part = encoded.take(batch)
             rows = sum(part.labelled(i) for i in range(len(part)))
-            with torch.enable_grad():
-                loss = task.statistics(part).nll.sum() / (rows if sum_of_means else total)
+            loss = task.statistics(part).nll.sum() / (rows if sum_of_means else total)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
                     summed[name] += gradient
-    finally:
-        task.model.train(training)
-        for name, p in parameters.items():
-            p.requires_grad_(flags[name])
     return summed
 
 

@@ -125,8 +125,19 @@ class Task(ABC):
         return encoded
 
     @abstractmethod
+    def head_module(self) -> nn.Module | None:
+        """Return the output head, the last linear layer; None where none is."""
+
     def head_weights(self) -> dict[str, Tensor]:
-        """Return a detached copy of the output head's weights."""
+        """Return a detached copy of the output head's weights; empty where there is no head."""
+        head = self.head_module()
+        return {} if head is None else {name: value.detach().clone() for name, value in head.named_parameters()}
+
+    def head_parameters(self) -> dict[str, Tensor]:
+        """Return the output head's weights themselves, by their names in the whole model."""
+        head = self.head_module()
+        own = set() if head is None else {id(p) for p in head.parameters()}
+        return {name: p for name, p in self.named_parameters() if id(p) in own}
 
     @abstractmethod
     def fresh(self, seed: int) -> Task:

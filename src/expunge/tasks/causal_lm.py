@@ -326,10 +326,10 @@ class CausalLM(Task):
         budget = FORWARD_LOGITS["cpu" if self.device.type == "cpu" else "cuda"]
         return max(256, min(FORWARD_TOKENS, budget // self.outcomes))
 
-    def head_weights(self) -> dict[str, Tensor]:
-        """Return a detached copy of the output head's weights."""
-        head = self.model.get_output_embeddings()
-        return {name: value.detach().clone() for name, value in head.named_parameters()}
+    def head_module(self) -> nn.Module:
+        """Return the output embedding."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     def head(self, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """Map (R, H) rows of the head's input to (R, V) float32 logits, soft cap and scale of the model included."""

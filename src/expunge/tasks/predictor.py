@@ -403,7 +403,7 @@ class Predictor(Task):
             what = "has no decoder blocks whose outputs could be read"
             raise UnsupportedModel(Problem(f"a {self.kind}", what, "use a method that reads predictions"))
         batch = self.batch(encoded)
-        with calls_of(self._head_module() if hidden else None) as seen, self._counted(batch):
+        with calls_of(self.head_module() if hidden else None) as seen, self._counted(batch):
             found = self.predict(batch, forward)
         self._account(encoded, batch)
         size = len(encoded)
@@ -420,14 +420,9 @@ class Predictor(Task):
     def _one_by_one(self, size: int) -> AbstractContextManager[None]:
         return without_batch_statistics(self._plain(), self._mixing) if size == 1 else nullcontext()
 
-    def _head_module(self) -> nn.Module | None:
+    def head_module(self) -> nn.Module | None:
+        """Return the last linear layer that has one output per class or number; None where there is none."""
         return None if self._head is None else self._plain().get_submodule(self._head)
-
-    def head_weights(self) -> dict[str, Tensor]:
-        """Return a detached copy of the last linear layer's weights; empty where none is the head."""
-        if (head := self._head_module()) is None:
-            return {}
-        return {name: value.detach().clone() for name, value in head.named_parameters()}
 
     def head(self, hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """Map (B, H) features to (B, C) float32 outputs."""

@@ -1,0 +1,110 @@
+"""Second moments of gradients against one example at a time, by plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from expunge.selections.importance import per_example_gradients, squared_gradients
+
+NAMES = ("resnet", "vit", "convnext", "swin", "module", "bert", "table", "image-regressor", "table-regressor")
+
+
+def one_by_one(task: Any, encoded: Any, losses: Callable[[torch.Tensor, Any], list[tuple[torch.Tensor, float]]]) -> Any:
+    """Mean over examples of the weighted squared gradients of each example's losses."""
+    task.model.eval()
+    parameters = dict(task.named_parameters())
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for i in range(len(encoded)):
+        part = encoded.take([i])
+        outputs = task.predict(task.batch(part))
+        for loss, weight in losses(outputs, part.targets):
+            found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    total[name] += weight * gradient.square() / len(encoded)
+    return total
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_per_example_squares_are_those_of_a_loop(tiny_predictor: Any, tiny_rows: Any, name: str) -> None:
+    task = tiny_predictor(name)
+    encoded = task.encode(tiny_rows(name, range(5)))
+    expected = one_by_one(task, encoded, lambda outputs, y: [(task.losses(outputs, y).sum(), 1.0)])
+    found = squared_gradients(task, encoded, dict(task.named_parameters()))
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet", "table", "bert"])
+def test_the_fisher_sums_over_the_models_own_labels(tiny_predictor: Any, tiny_rows: Any, name: str) -> None:
+    task = tiny_predictor(name)
+    encoded = task.encode(tiny_rows(name, range(4)))
+
+    def losses(outputs: torch.Tensor, _: Any) -> list[tuple[torch.Tensor, float]]:
+        shares = torch.softmax(outputs.detach(), -1)[0]
+        return [(F.cross_entropy(outputs, torch.tensor([c])), float(shares[c])) for c in range(len(shares))]
+
+    found = squared_gradients(task, encoded, dict(task.named_parameters()), kind="fisher", seed=3)
+    if name == "bert":  # texts are taken one at a time, with one label drawn for each
+        assert all(value.isfinite().all() for value in found.values())
+        assert any((value > 0).any() for value in found.values())
+        return
+    for key, value in one_by_one(task, encoded, losses).items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=2e-3)
+
+
+def test_the_fisher_of_numbers_is_that_of_their_gaussian(tiny_predictor: Any, tiny_rows: Any) -> None:
+    """The expected squared gradient of the loss over targets drawn from the Gaussian that the loss belongs to."""
+    task = tiny_predictor("table-regressor")
+    encoded = task.encode(tiny_rows("table-regressor", range(1)))
+    name, weight = list(task.named_parameters())[-1]
+    exact = squared_gradients(task, encoded, {name: weight}, kind="fisher")[name]
+    generator = torch.Generator().manual_seed(0)
+    outputs = task.predict(task.batch(encoded)).detach()
+    draws = outputs + (outputs.shape[1] / 2) ** 0.5 * torch.randn(4000, outputs.shape[1], generator=generator)
+    many = encoded.take([0] * 4000).with_targets(draws)
+    found = per_example_gradients(task, many, {name: weight}, lambda o, y: task.losses(o, y).sum())[name]
+    torch.testing.assert_close(found.square().mean(0), exact, rtol=0.1, atol=1e-4)
+
+
+def test_batches_square_their_mean(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("table")
+    encoded = task.encode(tiny_rows("table", range(5)))
+    parameters = dict(task.named_parameters())
+    expected = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for batch in ([0, 1, 2], [3, 4]):
+        part = encoded.take(batch)
+        loss = task.losses(task.predict(task.batch(part)), part.targets).mean()
+        for name, g in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+            expected[name] += g.square() / 2
+    found = squared_gradients(task, encoded, parameters, kind="batch", batch_size=3)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-7, rtol=1e-4)
+    alone = squared_gradients(task, encoded, parameters, kind="batch", batch_size=1)
+    each = squared_gradients(task, encoded, parameters)
+    for key, value in each.items():
+        torch.testing.assert_close(alone[key], value, atol=1e-7, rtol=1e-4)
+
+
+def test_language_models_are_measured_per_sequence(make_task: Any, request_: Any) -> None:
+    task = make_task()
+    task.model.train()
+    encoded = task.encode(request_.forget)
+    parameters = dict(task.named_parameters())
+    found = squared_gradients(task, encoded, parameters)
+    task.model.eval()
+    expected = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for i in range(len(encoded)):
+        loss = task.statistics(encoded.take([i])).mean_nll.sum()
+        for name, g in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+            expected[name] += g.square() / len(encoded)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-8, rtol=1e-3)
+    drawn = [squared_gradients(task, encoded, parameters, kind="fisher", seed=s) for s in (1, 1, 2)]
+    assert all(torch.equal(drawn[0][n], drawn[1][n]) for n in parameters)
+    assert any(not torch.equal(drawn[0][n], drawn[2][n]) for n in parameters)
