@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.audits.base import Estimate, Evidence, Finding, Plot, Scalar
+from expunge.audits.base import Estimate, Evidence, Finding, Plot, Scalar, Table
 from expunge.reports.html import model_order, render_html, shared_words, write_html
 from expunge.reports.report import LEVELS, AuditSummary, MethodSummary, ModelSummary, RunReport, Sample
 
@@ -280,3 +280,17 @@ def test_what_many_numbers_say_stands_under_the_table_once(changed: Callable[...
     assert page.count("Note 1: few groups") == 1
     assert page.count("note 1<") == 2
     assert page.count("alone") == 1
+
+
+def test_tables_of_an_audit_are_on_the_page(changed: Callable[..., RunReport]) -> None:
+    table = Table("Where each concept is", ("concept", "p", HOSTILE), [("Velburg", 0.05, "by & by"), (HOSTILE, 1, "")])
+    finding = Finding(
+        "concept_vectors", estimates={"unlearned": {}}, tables=[table, Table("An empty table", ("a",), [])]
+    )
+    page = Page(render_html(changed(findings=[finding])))
+    assert not page.problems
+    assert "script" not in page.tags
+    assert "Where each concept is" in page.text
+    assert "0.050" in page.text
+    assert "by & by" in page.text
+    assert "An empty table" not in page.text

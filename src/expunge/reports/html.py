@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from expunge.audits.base import Estimate, Finding
+from expunge.audits.base import Estimate, Finding, Table
 from expunge.reports import plots, small_plots, svg, wording
 from expunge.reports.report import LEVELS, RunReport, Sample, to_plain, write_text
 
@@ -65,6 +65,7 @@ class FindingView:
     attempted: str
     rows: Sequence[Row] = ()
     footnotes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def _finding(report: RunReport, finding: Finding, models: Sequence[str], colours
         attempted=_yaml(finding.attempted),
         rows=rows,
         footnotes=footnotes,
+        tables=finding.tables,
     )
 
 

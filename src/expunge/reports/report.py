@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from expunge.audits.base import Estimate, Evidence, Finding, Plot, Scalar
+from expunge.audits.base import Estimate, Evidence, Finding, Plot, Scalar, Table
 from expunge.errors import BadInput, Problem
 
 SCHEMA = 1
@@ -279,5 +279,6 @@ def _finding(raw: dict[str, Any]) -> Finding:
             },
             "evidence": [Evidence(**evidence) for evidence in raw["evidence"]],
             "plots": [Plot(**plot) for plot in raw["plots"]],
+            "tables": [Table(**table) for table in raw["tables"]],
         }
     )

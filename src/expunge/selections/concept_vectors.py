@@ -248,16 +248,10 @@ def locate(
     head = head or output_head(task)
     wanted = torch.tensor(list(tokens), device=head.weight.device)
     best, null_best, searched, passed = 0.0, 0.0, 0, 0
-    rows: list[tuple[float, int, int, float, float, float | None]] = []
+    rows: list[tuple[float, int, int, float]] = []
     for index, matrix in enumerate(matrices):
-        vectors = matrix.written()
-        scores = concept_scores(vectors, head, wanted)
-        null = (
-            concept_scores(random_mixtures(vectors, settings.null_vectors, settings.seed + 7919 * index), head, wanted)
-            .abs()
-            .sort()
-            .values
-        )
+        scores = concept_scores(matrix.written(), head, wanted)
+        null = _null(matrix, index, head, wanted, settings)
         above = len(null) - torch.searchsorted(null, scores.abs(), right=False)
         p = above.float() / len(null)
         searched += len(scores)
@@ -268,40 +262,62 @@ def locate(
             added = None if asked is None else float(asked[index][unit])
             if added is None or added > 0:
                 rank = abs(float(scores[unit])) if added is None else added
-                rows.append((rank, index, unit, float(scores[unit]), float(p[unit]), added))
+                rows.append((rank, index, unit, float(p[unit])))
     rows.sort(key=lambda row: (-row[0], row[1], row[2]))
     shortlist = rows[: settings.vectors * (settings.shortlist if judge else 1)]
-    candidates = [_describe(task, matrices, row, set(tokens), head, settings) for row in shortlist]
+    candidates = [
+        describe(task, matrices, matrices[index].place(unit), tokens, head, settings, asked, p)
+        for _, index, unit, p in shortlist
+    ]
     if judge is not None:
         rated = [(c, float(judge(name, c.tokens))) for c in candidates]
         candidates = [Candidate(**{**vars(c), "rating": r}) for c, r in rated if r >= settings.judged_from]
     return Located(tuple(candidates[: settings.vectors]), tuple(tokens), best, null_best, searched, passed)
 
 
-def _describe(
+def describe(
     task: CausalLM,
     matrices: Sequence[ValueMatrix],
-    row: tuple[float, int, int, float, float, float | None],
-    tokens: set[int],
+    place: Place,
+    tokens: Sequence[int],
     head: Head,
     settings: LocateSettings,
+    asked: Sequence[Tensor] | None = None,
+    null_p: float | None = None,
 ) -> Candidate:
-    _, index, unit, score, p, added = row
+    """Say what a value vector is to a concept; see ``locate`` for the arguments.
+
+    Args:
+        place: where it is.
+        null_p: share of random vectors with a score as large, if it is known already.
+    """
+    matrix = locate_matrix(matrices, place)
+    index = next(i for i, m in enumerate(matrices) if m is matrix)
+    vector = matrix.written(torch.tensor([place.dim], device=matrix.vectors.device))
+    wanted = torch.tensor(list(tokens), device=head.weight.device)
+    score = float(concept_scores(vector, head, wanted))
+    if null_p is None:
+        null_p = float((_null(matrix, index, head, wanted, settings) >= abs(score)).float().mean())
     sign = 1 if score > 0 else -1
-    vector = sign * matrices[index].written(torch.tensor([unit], device=head.weight.device))
-    ids, _ = top_tokens(vector, head.weight, settings.top_k)
+    ids, _ = top_tokens(sign * vector, head.weight, settings.top_k)
     found = [int(t) for t in ids[0]]
-    shared = len(tokens & set(found))
+    shared = len(set(tokens) & set(found))
     return Candidate(
-        place=matrices[index].place(unit),
+        place=place,
         sign=sign,
         score=abs(score),
-        null_p=p,
-        attribution=added,
+        null_p=null_p,
+        attribution=None if asked is None else float(asked[index][place.dim]),
         overlap=shared / len(found),
         enrichment=enrichment(shared, len(found), len(tokens), head.weight.shape[0]),
         tokens=tuple(task.tokenizer.convert_ids_to_tokens(found)),
     )
+
+
+def _null(matrix: ValueMatrix, index: int, head: Head, wanted: Tensor, settings: LocateSettings) -> Tensor:
+    """Return the sorted |scores| of random vectors of a layer."""
+    mixtures = random_mixtures(matrix.written(), settings.null_vectors, settings.seed + 7919 * index)
+    return concept_scores(mixtures, head, wanted).abs().sort().values
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------

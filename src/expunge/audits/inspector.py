@@ -1,0 +1,36 @@
+"""The shape of audits that look into a model: a copy to open, or why there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from expunge.errors import ExpungeError
+
+if TYPE_CHECKING:
+    from expunge.tasks.causal_lm import CausalLM
+
+
+class NoWeights(ExpungeError):
+    """A model that can be asked but not opened: nothing can be said about its parameters."""
+
+
+def opened(task: CausalLM, name: str) -> CausalLM:
+    """Return a copy of a model to look into, adapters folded into its weights, in evaluation mode.
+
+    Args:
+        task: the model; it is left as it is.
+        name: what it is called, for the message.
+
+    Raises:
+        NoWeights: it holds no network of its own, as a guard around somebody's service does.
+    """
+    network: Any = getattr(task, "model", None)
+    if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
+        kind = type(task).__name__
+        raise NoWeights(f"'{name}' ({kind}) offers no weights to look into; it can only be asked questions")
+    copy = task.copy()
+    copy.merge_lora()
+    copy.model.eval()
+    return copy
