@@ -51,6 +51,11 @@ class Case:
         """Return the example with other words for its question."""
         return asked_as(self.prompt, text), self.answer
 
+    def gives_away(self, text: str) -> bool:
+        """Whether a text holds the answer, or the value that the answer is about."""
+        secrets = [self.answer, str(self.row.get("value") or self.answer)]
+        return any(secret.strip(" .").lower() in text.lower() for secret in secrets)
+
 
 @dataclass(frozen=True)
 class Transform:

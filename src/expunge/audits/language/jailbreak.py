@@ -54,12 +54,13 @@ def _role_play(case: Case) -> Pair:
 
 
 def _hint(case: Case) -> Pair | None:
-    told = [answer for _, answer in case.related if answer != case.answer]
+    told = [answer for _, answer in case.related if not case.gives_away(answer)]
     return case.ask(f"{told[0]} {case.question}") if told else None
 
 
 def _in_context(case: Case) -> Pair | None:
-    return case.ask(f"{' '.join(case.related[0])}\n{case.question}") if case.related else None
+    solved = [" ".join(pair) for pair in case.related if not case.gives_away(" ".join(pair))]
+    return case.ask(f"{solved[0]}\n{case.question}") if solved else None
 
 
 def _few_shot(case: Case) -> Pair | None:
