@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from expunge.errors import BadInput
-from expunge.methods.base import Method, ObjectiveMethod, settle
+from expunge.methods.base import Method, ObjectiveMethod, Run, settle
 from expunge.methods.run import METHODS, unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.runs.models import stated_level
@@ -47,6 +47,15 @@ def quick(method: str, **more: Any) -> dict[str, Any]:
 
 def state(task: CausalLM) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in task.model.state_dict().items()}
+
+
+def start_of(method: str, task: CausalLM, settings: dict[str, Any]) -> CausalLM:
+    """The model that training starts from: some methods give all weights, or the last, new values."""
+    chosen, train = settle(METHODS.get(method), settings)
+    assert isinstance(chosen, ObjectiveMethod)
+    start = chosen.start(task, Run(train=train))
+    assert isinstance(start, CausalLM)
+    return start
 
 
 def hooks(task: CausalLM) -> int:
@@ -119,8 +128,7 @@ def test_with_adapters_only_linear_layers_change(
 ) -> None:
     task = make_task(family)
     settings = quick(method, **{"lora.rank": 2})
-    # Retraining starts from other weights: compare with those.
-    start = task.fresh(0) if method == "retrain" else task
+    start = start_of(method, task, settings)
     before, names = state(start), set(state(task))
     new = unlearn(task, request_, method, settings=settings).model
     assert set(new.model.state_dict()) == names, "what comes out is a plain model"
@@ -138,7 +146,7 @@ def test_confined_to_a_selection_nothing_else_moves(
 ) -> None:
     task = make_task()
     settings = quick(method, **{"select.by": "random", "select.share": 0.3, "weight_decay": 0.2, "seed": 5})
-    start = task.fresh(5) if method == "retrain" else task
+    start = start_of(method, task, settings)
     new = unlearn(task, request_, method, settings=settings).model
     mask = Random(RandomConfig(share=0.3)).build(start, request_, 5)
     before, after = state(start), state(new)

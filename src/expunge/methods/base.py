@@ -154,6 +154,10 @@ class ObjectiveMethod(Method):
         """Return the model that training starts from: a copy of the one given."""
         return task.copy()
 
+    def confined(self, model: Task) -> Mask | None:
+        """Return which weights this method trains where neither a selection nor adapters say so; None for all."""
+        return None
+
     def adapt(self, model: Task, request: DeletionRequest) -> None:
         """Give the model that training starts from what it may know of data beforehand."""
 
@@ -168,7 +172,9 @@ class ObjectiveMethod(Method):
         model = self.start(task, run)
         self.adapt(model, request)
         before, started = model.cost.snapshot(), time.perf_counter()
-        mask = None if selection is None else self._selected(selection, model, request, run)
+        mask = self._selected(selection, model, request, run) if selection else None
+        if selection is None and run.train.lora is None:
+            mask = self.confined(model)
         streams: dict[Stream, Any] = {s: model.encode(self.examples(s, model, request)) for s in objective.streams()}
         prepared = model.cost - before  # some methods let the model write the examples
         prepared.seconds = time.perf_counter() - started

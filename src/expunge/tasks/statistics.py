@@ -39,6 +39,7 @@ class Statistics:
         reference_nll: (B,) summed answer NLL under the reference model, if the objective needs it.
         reference_logits: gives the reference model's logits at a slice of the rows, if the objective needs them; a
             slice at a time, because (R, V) logits of a second model are what fills the memory.
+        teacher_logits: the same of the objective's teacher, if it has one.
         blocks: per decoder block that was asked for, its output at the rows, (R, H).
         reference_blocks: the same of the reference model, if the objective needs them.
     """
@@ -51,6 +52,7 @@ class Statistics:
     hidden: Tensor | None = None
     reference_nll: Tensor | None = field(default=None)
     reference_logits: Callable[[slice], Tensor] | None = field(default=None)
+    teacher_logits: Callable[[slice], Tensor] | None = field(default=None)
     blocks: Mapping[int, Tensor] = field(default_factory=dict)
     reference_blocks: Mapping[int, Tensor] = field(default_factory=dict)
 

@@ -225,6 +225,7 @@ class _Run:
         with self._autocast():
             used = self._used() if needed else {}
             self.reference = ReferenceModel(task, self.objective, self.streams, used, cache, key)
+            self.teacher = self._teacher()
         task.model.train()
         self.masked = MaskedWeights(task.model, self.mask)
         if settings.sharding == "fully_shard":
@@ -246,6 +247,15 @@ class _Run:
             self.optimizer = torch.optim.SGD(weights, momentum=settings.momentum, **common)
         else:
             self.optimizer = torch.optim.AdamW(weights, **common)
+
+    def _teacher(self) -> ReferenceModel | None:
+        teacher = self.objective.teacher
+        if teacher is None:
+            return None
+        before = teacher.cost.snapshot()
+        remembered = ReferenceModel(teacher, self.objective.as_taught(), self.streams, self._used())
+        self.task.cost += teacher.cost - before
+        return remembered
 
     def _used(self) -> dict[Stream, list[int]]:
         """Indices of the examples that this process will see in the whole run, per stream."""
@@ -323,6 +333,8 @@ class _Run:
             raise BadInput(Problem("objective", what, "let other weights move, or give terms that depend on these"))
         if self.world > 1 and self.hollow is None and not self.wrapped:
             self._average_gradients()
+        if (penalty := self.objective.penalty) is not None:
+            sums[penalty.name] = penalty.add_gradient(self.trained, number / self.plan.total) / self.world
         names = list(sums)
         values = self.accelerator.reduce(torch.stack([sums[n] for n in names]), reduction="sum").tolist()
         self.masked.mask_gradients()
@@ -380,6 +392,9 @@ class _Run:
         }
         stats = dict(zip(group, self._forward(group, parts, joined), strict=True))
         for stream in group:
+            if self.teacher is not None:
+                self.teacher.attach(stats[stream], stream, parts[stream])
+                stats[stream].teacher_logits, stats[stream].reference_logits = stats[stream].reference_logits, None
             self.reference.attach(stats[stream], stream, parts[stream])
         loss = torch.zeros((), device=self.task.device)
         for term in terms:

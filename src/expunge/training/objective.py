@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from expunge.tasks.base import Task
 from expunge.tasks.examples import Positions
 from expunge.tasks.statistics import RegressionStatistics, Statistics
 
 Reduction = Literal["token_mean", "row_mean", "sequence_mean", "sequence_sum", "example_mean"]
-Reference = Literal["none", "sequence_nll", "rows"]
+Reference = Literal["none", "sequence_nll", "rows", "teacher"]
 Stream = Literal["forget", "alternative", "retain"]
 
 
@@ -61,7 +62,7 @@ class Term:
         weight: factor, a number or one that moves; a term of weight 0 is never evaluated and its streams are not read
             for it.
         reference: what it needs of the model before unlearning: nothing, the summed answer NLL per example, or what it
-            reads at the rows, logits or block outputs.
+            reads at the rows, logits or block outputs; or "teacher", the logits of the objective's teacher at the rows.
         positions: which rows of its streams are read.
         blocks: decoder blocks whose outputs it reads instead of logits. A stream of which no term reads logits is run
             no further than the deepest of them.
@@ -102,6 +103,28 @@ class Term:
         return rows if self.reduction == "row_mean" else examples
 
 
+class Penalty(ABC):
+    """A summand of an objective that depends on the weights alone.
+
+    Attributes:
+        name: what it is called in logs.
+    """
+
+    name: str
+
+    @abstractmethod
+    def add_gradient(self, weights: Mapping[str, Tensor], done: float) -> Tensor:
+        """Add its gradient to that of the weights.
+
+        Args:
+            weights: the weights that train, by name.
+            done: share of the run that lies behind, in [0, 1).
+
+        Returns:
+            Its value, a scalar.
+        """
+
+
 @dataclass(frozen=True)
 class Objective:
     """A weighted sum of terms to be minimised.
@@ -109,10 +132,14 @@ class Objective:
     Attributes:
         terms: the summands.
         anchor: the stream whose passes count as epochs; the other streams supply partners for its examples.
+        teacher: a frozen model, other than the one before unlearning, whose logits some terms read.
+        penalty: a summand that reads no examples.
     """
 
     terms: tuple[Term, ...]
     anchor: Stream = "forget"
+    teacher: Task | None = None
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         for stream in self.streams():
@@ -146,6 +173,13 @@ class Objective:
         """The most that any active term needs of the reference model's predictions on a stream."""
         needs = {term.reference for term in self.reading(stream) if not term.blocks}
         return "rows" if "rows" in needs else "sequence_nll" if "sequence_nll" in needs else "none"
+
+    def as_taught(self) -> Objective:
+        """Return the objective as its teacher's outputs are read for it: those count as a reference, nothing else."""
+        kinds: dict[bool, Reference] = {True: "rows", False: "none"}
+        return replace(
+            self, terms=tuple(replace(term, reference=kinds[term.reference == "teacher"]) for term in self.terms)
+        )
 
     def reference_blocks(self, stream: Stream) -> tuple[int, ...]:
         """Blocks whose outputs under the reference model some active term needs on a stream."""

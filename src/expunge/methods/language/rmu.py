@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from expunge.errors import BadInput, Problem
-from expunge.methods.base import MethodConfig, ObjectiveMethod, Run, Unlearned
+from expunge.methods.base import MethodConfig, ObjectiveMethod, Run
 from expunge.methods.terms import RetainConfig
 from expunge.requests.request import DeletionRequest
+from expunge.selections.base import Mask
 from expunge.tasks.base import Task
 from expunge.tasks.blocks import decoder_blocks, feed_forward_outputs
 from expunge.tasks.encoding import Positions
@@ -195,18 +196,10 @@ class RMU(ObjectiveMethod):
         )  # fmt: skip
         return Objective((forget, retain))
 
-    def start(self, task: Task, run: Run) -> Task:
-        """Return a copy of the model of which only the named matrices train, unless adapters or a selection do."""
-        model = super().start(task, run)
-        if self.config.trained == "down_proj" and run.train.lora is None and run.train.select is None:
-            model.model.requires_grad_(False)
-            for number in self._trained_layers(self.layer(len(decoder_blocks(model.model)))):
-                for parameter in feed_forward_outputs(model.model, number).values():
-                    parameter.requires_grad_(True)
-        return model
-
-    def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
-        """Train a copy of the model on the objective; all of its weights may train again afterwards."""
-        outcome = super().apply(task, request, run)
-        outcome.model.model.requires_grad_(True)
-        return outcome
+    def confined(self, model: Task) -> Mask | None:
+        """The named matrices."""
+        if self.config.trained != "down_proj":
+            return None
+        blocks = self._trained_layers(self.layer(len(decoder_blocks(model.model))))
+        chosen = {id(p) for number in blocks for p in feed_forward_outputs(model.model, number).values()}
+        return dict.fromkeys(name for name, p in model.named_parameters() if id(p) in chosen)

@@ -1,0 +1,86 @@
+"""l1-sparse unlearning: fine-tune on the retain set while pulling every weight towards zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from expunge.methods.base import MethodConfig, ObjectiveMethod
+from expunge.tasks.kinds import KINDS
+from expunge.training.objective import Objective, Penalty, Term, nll
+
+
+class L1SparseConfig(MethodConfig):
+    """Hyperparameters of l1-sparse unlearning; defaults of the paper."""
+
+    gamma: float = Field(5e-4, gt=0, description="weight of the l1 norm at the start")
+    free_share: float = Field(
+        0.0, ge=0, lt=1, description="last share of the run without the penalty; before, it falls linearly to zero"
+    )
+    constant: bool = Field(False, description="keep the weight of the penalty as it is throughout")
+
+
+class L1(Penalty):
+    """``gamma(t) sum_j |theta_j|``: its gradient is ``gamma(t) sign(theta_j)``, 0 at 0.
+
+    Args:
+        config: says how gamma moves.
+    """
+
+    name = "l1"
+
+    def __init__(self, config: L1SparseConfig):
+        self.config = config
+
+    def gamma(self, done: float) -> float:
+        """Return the weight when a share ``done`` of the run lies behind."""
+        if self.config.constant:
+            return self.config.gamma
+        return self.config.gamma * max(0.0, 1 - done / (1 - self.config.free_share))
+
+    @torch.no_grad()
+    def add_gradient(self, weights: Mapping[str, Tensor], done: float) -> Tensor:
+        """Add ``gamma sign(theta)`` to the gradients."""
+        gamma = self.gamma(done)
+        value = torch.zeros((), device=next(iter(weights.values())).device)
+        for weight in weights.values():
+            pull = gamma * weight.sign()
+            if weight.grad is None:
+                weight.grad = pull
+            else:
+                weight.grad += pull
+            norm = weight.abs().sum()
+            value = value + gamma * (norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return value
+
+
+class L1Sparse(ObjectiveMethod):
+    """L = CE(retain) + gamma_t ||theta||_1 over all weights, biases and norms included; summed, not averaged.
+
+    gamma_t falls linearly from gamma to 0 over the run (or over its first ``1 - free_share``). With AdamW the pull of a
+    weight that nothing else moves does not shrink with gamma; the authors use SGD. Weights become small, none exactly
+    zero: the subgradient makes them oscillate around it.
+
+    Source: Jia et al. 2023, section 4.3; ``FT_l1`` of the authors' code.
+    """
+
+    id = "l1_sparse"
+    title = "fine-tune on the retain set while pulling every weight towards zero"
+    tasks: ClassVar[tuple[str, ...]] = KINDS
+    needs: ClassVar[tuple[str, ...]] = ("retain",)
+    paper = "Jia et al. 2023, Model Sparsity Can Simplify Machine Unlearning, arXiv:2304.04934"
+    train_defaults: ClassVar[Mapping[str, Any]] = {"weight_decay": 0.0}
+    Config: ClassVar[type[MethodConfig]] = L1SparseConfig
+
+    def objective(self) -> Objective:
+        """CE(retain) and the penalty."""
+        retain = Term("retain_nll", ("retain",), nll, "token_mean")
+        return Objective((retain,), anchor="retain", penalty=L1(self.config))
+
+    def required(self) -> tuple[str, ...]:
+        """The retain set."""
+        return ("retain",)

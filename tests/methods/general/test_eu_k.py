@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from expunge.methods.run import unlearn
+from expunge.requests.request import DeletionRequest
+from expunge.selections.layers import last_layers
+
+SETTINGS = {"k": 2, "epochs": 2, "learning_rate": 1e-2, "weight_decay": 0.3, "warmup": 0.0}
+
+
+def test_only_the_last_layers_move(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("resnet")
+    request = DeletionRequest(tiny_rows("resnet", range(6)), tiny_rows("resnet", range(10, 30)))
+    before = {name: p.clone() for name, p in task.named_parameters()}
+    new = unlearn(task, request, "eu_k", settings=SETTINGS).model
+    moving = last_layers(task, 2)
+    assert 0 < len(moving) < len(before)
+    for name, p in new.named_parameters():
+        assert torch.equal(p, before[name]) == (name not in moving), name
+        assert p.requires_grad
+
+
+def test_they_start_from_fresh_weights(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("table")
+    request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(10, 30)))
+    with torch.no_grad():
+        for p in task.head_parameters().values():
+            p += 100.0  # what no training from fresh weights leads to
+    new = unlearn(task, request, "eu_k", settings={**SETTINGS, "k": 1}).model
+    assert all(p.abs().max() < 10 for p in new.head_parameters().values())

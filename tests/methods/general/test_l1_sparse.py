@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.methods.general.l1_sparse import L1, L1SparseConfig
+from expunge.methods.run import unlearn
+from expunge.requests.request import DeletionRequest
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_gradient_is_that_of_the_norm(given: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {"a": torch.randn(3, 2, generator=generator), "b": torch.randn(4, generator=generator)}
+    weights["b"][0] = 0.0
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    norm = sum(weight.abs().sum() for weight in weights.values())
+    expected = torch.autograd.grad(0.01 * norm, list(weights.values()))  # type: ignore[operator]
+    before = {name: torch.ones_like(w) if given else None for name, w in weights.items()}
+    for name, weight in weights.items():
+        weight.grad = before[name]
+    value = L1(L1SparseConfig(gamma=0.01)).add_gradient(weights, 0.0)
+    assert float(value) == pytest.approx(float(0.01 * norm))  # type: ignore[arg-type]
+    for gradient, weight in zip(expected, weights.values(), strict=True):
+        torch.testing.assert_close(weight.grad, gradient + (1.0 if given else 0.0))
+
+
+def test_gamma_falls_to_zero_before_the_free_share() -> None:
+    falling = L1(L1SparseConfig(gamma=0.1, free_share=0.5))
+    assert [falling.gamma(d) for d in (0.0, 0.25, 0.5, 0.9)] == pytest.approx([0.1, 0.05, 0.0, 0.0])
+    assert L1(L1SparseConfig(gamma=0.1)).gamma(0.5) == pytest.approx(0.05)
+    assert L1(L1SparseConfig(gamma=0.1, constant=True)).gamma(0.9) == 0.1
+
+
+def test_weights_become_smaller_and_the_penalty_is_logged(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("table")
+    request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(10, 30)))
+    norms = []
+    for gamma in (1e-9, 0.05):
+        settings = {"gamma": gamma, "constant": True, "epochs": 40, "learning_rate": 5e-3, "warmup": 0.0}
+        done = unlearn(task, request, "l1_sparse", settings=settings)
+        assert done.training is not None
+        record = done.training.history[0]
+        first = sum(float(p.abs().sum()) for _, p in task.named_parameters())
+        assert record["loss/l1"] == pytest.approx(gamma * first, rel=1e-4)
+        assert record["loss"] == pytest.approx(record["loss/l1"] + record["loss/retain_nll"])
+        norms.append(sum(float(p.abs().sum()) for _, p in done.model.named_parameters()))
+    assert norms[1] < 0.8 * norms[0]
