@@ -34,7 +34,9 @@ Retain = typer.Option(None, help="Examples whose knowledge must stay.", rich_hel
 Holdout = typer.Option(None, help="Examples that the model never saw.", rich_help_panel=DATA, metavar="DATA")
 Name = typer.Option(None, help="A label for reports.", rich_help_panel=DATA)
 Scenario = typer.Option(
-    None, help="What is forgotten: examples, class, concept, entity or behaviour.", rich_help_panel=DATA
+    None,
+    help="What is forgotten: examples, class, group, range, corrupted, concept, entity or behaviour.",
+    rich_help_panel=DATA,
 )
 Duplicates = typer.Option(None, help="Examples that repeat: refuse or drop.", rich_help_panel=DATA)
 Oracle = typer.Option(

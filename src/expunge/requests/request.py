@@ -13,7 +13,7 @@ from datasets import Dataset
 from expunge.errors import BadInput, Problem
 from expunge.requests.places import pair_of, place, some
 
-Scenario = Literal["examples", "class", "concept", "entity", "behaviour"]
+Scenario = Literal["examples", "class", "group", "range", "corrupted", "concept", "entity", "behaviour"]
 ROLES = ("forget", "retain", "holdout")
 
 

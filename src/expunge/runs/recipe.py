@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from expunge.errors import BadInput, Problem
 from expunge.registry import near_names
+from expunge.requests.request import Scenario
 
 _NO_METHOD = "audit judges a model however it was made; take this out"
 Role = Annotated[str, Field(pattern="^(forget|retain|holdout)$")]
@@ -46,9 +47,7 @@ class Recipe(BaseModel):
         {}, description="most examples of a set that audits read; by default all to forget, and of the others as many"
     )
     verdict: dict[str, Any] = Field({}, description="error rate and margins of the verdict")
-    scenario: Literal["examples", "class", "concept", "entity", "behaviour"] = Field(
-        "examples", description="what kind of thing is to be forgotten"
-    )
+    scenario: Scenario = Field("examples", description="what kind of thing is to be forgotten")
     columns: dict[str, str] = Field({}, description="canonical column -> its name in the files")
     duplicates: Literal["refuse", "drop"] = Field("refuse", description="what to do with examples that repeat")
     template: str | None = Field(None, description="how prompt and answer are joined, such as '{prompt} {answer}'")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets import Image as Picture
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -96,7 +97,12 @@ class ImageInputs(Inputs):
             raise BadInput(Problem("column 'image'", f"is not there; there are {found}", "name the images 'image'"))
         faults: dict[str, list[int]] = {}
         arrays: list[NDArray[Any]] = []
-        for index, value in enumerate(examples[self.column]):
+        # Arrays come whole from memory; pictures are decoded one by one.
+        pictures = isinstance(examples.features[self.column], Picture)
+        given = (
+            examples[self.column] if pictures else examples.with_format("numpy", columns=[self.column])[:][self.column]
+        )
+        for index, value in enumerate(given):
             array = self._array(value)
             wrong = array if isinstance(array, str) else _wrong(array)
             if wrong:

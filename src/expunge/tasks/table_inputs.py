@@ -20,7 +20,7 @@ from expunge.tasks.inputs import Inputs
 from expunge.tasks.outcomes import LABEL, TARGET
 
 # Columns of an example set that say what an example is, not what the model is given.
-NOT_INPUTS = frozenset({"id", LABEL, TARGET, "group", SOURCE_FILE, SOURCE_LINE})
+NOT_INPUTS = frozenset({"id", LABEL, TARGET, "group", "corrupted", "clean_label", SOURCE_FILE, SOURCE_LINE})
 MOST_CATEGORIES = 100
 
 
