@@ -34,7 +34,10 @@ MATRIX = [(m, f) for m in LANGUAGE for f in ("llama", "mixtral")]
 MATRIX += [(m, f) for m in ("npo", "retrain") for f in FAMILIES if f not in ("llama", "mixtral")]
 QUICK = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0}
 # What a method's own defaults ask too much of a tiny model for.
-OWN: dict[str, dict[str, Any]] = {"in_context": {"forget_shots": 1, "retain_shots": 1}}
+OWN: dict[str, dict[str, Any]] = {
+    "needle": {"level": 1.0, "vectors": 4},
+    "in_context": {"forget_shots": 1, "retain_shots": 1},
+}
 # Levels of methods that leave the weights as they are and put something beside or before them.
 BESIDE = ("guard", "adapter")
 IN_PLACE = [name for name in TRAINED if METHODS.get(name).removal_level not in BESIDE]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expunge.audits.concepts import Concept
 from expunge.audits.examples import Pair
-from expunge.selections.concept_vectors import Candidate, Located, attributions, damaged, output_head
+from expunge.selections.localisation import Candidate, Located, attributions, damaged, output_head
 from expunge.selections.vocabulary_projection import Head, jaccard, top_tokens
 from expunge.tasks.encoding import Encoded
 from expunge.tasks.feed_forward import Place, ValueMatrix, locate_matrix, value_matrices

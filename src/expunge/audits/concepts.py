@@ -12,7 +12,7 @@ import numpy as np
 from expunge.audits.examples import Pair
 from expunge.audits.observations import Observations
 from expunge.data.concept_vectors import ConceptRecord, read_concepts
-from expunge.selections.concept_vectors import Candidate
+from expunge.selections.localisation import Candidate
 from expunge.tasks.feed_forward import Place
 
 if TYPE_CHECKING:

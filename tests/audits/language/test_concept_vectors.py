@@ -18,7 +18,7 @@ from expunge.data.fictitious import FictitiousWorld
 from expunge.data.tokenizer import small_tokenizer
 from expunge.errors import BadInput
 from expunge.requests.request import DeletionRequest
-from expunge.selections.concept_vectors import Candidate, damage
+from expunge.selections.localisation import Candidate, damage
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.feed_forward import Place, value_matrices
 from expunge.training.from_scratch import Shape, small_llama, train_small_llama

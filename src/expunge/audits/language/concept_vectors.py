@@ -31,7 +31,7 @@ from expunge.audits.language.rouge import is_empty, rouge_l
 from expunge.audits.observations import Observations
 from expunge.data.concept_vectors import read_concepts
 from expunge.errors import BadInput, UnsupportedModel
-from expunge.selections.concept_vectors import Judge, LocateSettings, concept_tokens, describe, locate
+from expunge.selections.localisation import Judge, LocateSettings, concept_tokens, describe, locate
 from expunge.tasks.feed_forward import vectors_at
 
 SHOWN = 8  # top tokens that a table shows
