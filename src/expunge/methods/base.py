@@ -22,6 +22,7 @@ from expunge.requests.request import ROLES, DeletionRequest
 from expunge.selections.base import SELECTIONS, Mask, Selection, selected_share, sizes_of
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
+from expunge.tasks.examples import EncodedExamples
 from expunge.training.loop import Progress, TrainResult, train
 from expunge.training.objective import Objective, Stream
 from expunge.training.probe import Probe
@@ -43,12 +44,14 @@ class Run:
         folder: for logs and checkpoints; None keeps everything in memory.
         progress: called after every optimiser step.
         oracle: a model retrained without the forget set, only for the stopping target "oracle".
+        notes: what the method found out on the way and wants to say; becomes part of the outcome's ``config``.
     """
 
     train: TrainSettings = field(default_factory=TrainSettings)
     folder: Path | None = None
     progress: Progress | None = None
     oracle: Task | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -150,6 +153,17 @@ class ObjectiveMethod(Method):
         found: Dataset = getattr(request, stream)
         return found
 
+    def encode(self, stream: Stream, model: Task, request: DeletionRequest, run: Run) -> EncodedExamples:
+        """Return the encoded examples of a stream; methods that train towards other targets make these here.
+
+        Args:
+            stream: which.
+            model: the model that training starts from.
+            request: what is asked.
+            run: where and how.
+        """
+        return model.encode(self.examples(stream, model, request))
+
     def start(self, task: Task, run: Run) -> Task:
         """Return the model that training starts from: a copy of the one given."""
         return task.copy()
@@ -175,8 +189,8 @@ class ObjectiveMethod(Method):
         mask = self._selected(selection, model, request, run) if selection else None
         if selection is None and run.train.lora is None:
             mask = self.confined(model)
-        streams: dict[Stream, Any] = {s: model.encode(self.examples(s, model, request)) for s in objective.streams()}
-        prepared = model.cost - before  # some methods let the model write the examples
+        streams = {s: self.encode(s, model, request, run) for s in objective.streams()}
+        prepared = model.cost - before  # some methods let the model write examples or labels
         prepared.seconds = time.perf_counter() - started
         probe = None
         if run.train.stop.every:
@@ -198,7 +212,7 @@ class ObjectiveMethod(Method):
             model=model,
             method=self.id,
             removal_level=self.removal_level,
-            config=self.config.model_dump(mode="json"),
+            config={**self.config.model_dump(mode="json"), **run.notes},
             train=run.train.model_dump(mode="json"),
             training=outcome,
             cost=prepared + outcome.cost + outcome.probe_cost,

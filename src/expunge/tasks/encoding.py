@@ -33,11 +33,14 @@ class Encoded(EncodedExamples):
         ids: example ids.
         tokens: per example, (T,) int64 token ids, end of sequence included.
         starts: per example, index of the first answer token; at least 1, because the first token is never predicted.
+        targets: per example, (T - start,) int64 what is to be predicted in place of each answer token, -100 for
+            nothing; None where it is the answer tokens themselves.
     """
 
     ids: Sequence[str]
     tokens: Sequence[NDArray[np.int64]]
     starts: Sequence[int]
+    targets: Sequence[NDArray[np.int64]] | None = None
 
     def length(self, index: int) -> int:
         """Number of tokens of an example."""
@@ -45,6 +48,8 @@ class Encoded(EncodedExamples):
 
     def labelled(self, index: int) -> int:
         """Number of trained answer tokens of an example."""
+        if self.targets is not None:
+            return int((self.targets[index] != IGNORED).sum())
         return len(self.tokens[index]) - self.starts[index]
 
     def rows(self, indices: Sequence[int], positions: Positions) -> int:
@@ -54,17 +59,28 @@ class Encoded(EncodedExamples):
         return sum(self.length(i) if positions == "attended" else self.labelled(i) for i in indices)
 
     def content(self, index: int) -> bytes:
-        """Where the answer starts, and the tokens."""
-        return f"{self.starts[index]} ".encode() + self.tokens[index].tobytes()
+        """Where the answer starts, the tokens, and what is to be predicted if it is not these."""
+        other = b"" if self.targets is None else self.targets[index].tobytes()
+        return f"{self.starts[index]} ".encode() + self.tokens[index].tobytes() + other
+
+    def target(self, index: int) -> NDArray[np.int64]:
+        """What is to be predicted at the answer rows of an example, (T - start,)."""
+        return self.tokens[index][self.starts[index] :] if self.targets is None else self.targets[index]
 
     def take(self, indices: Sequence[int]) -> Encoded:
         """Return the examples at these indices, in this order."""
         return Encoded(
-            [self.ids[i] for i in indices], [self.tokens[i] for i in indices], [self.starts[i] for i in indices]
+            [self.ids[i] for i in indices],
+            [self.tokens[i] for i in indices],
+            [self.starts[i] for i in indices],
+            None if self.targets is None else [self.targets[i] for i in indices],
         )
 
     def __add__(self, other: Encoded) -> Encoded:
-        return Encoded([*self.ids, *other.ids], [*self.tokens, *other.tokens], [*self.starts, *other.starts])
+        targets = None
+        if self.targets is not None or other.targets is not None:
+            targets = [part.target(i) for part in (self, other) for i in range(len(part))]
+        return Encoded([*self.ids, *other.ids], [*self.tokens, *other.tokens], [*self.starts, *other.starts], targets)
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,7 @@ def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Posi
     for b, tokens in enumerate(encoded.tokens):
         grid[b, : lengths[b]] = tokens
     rows, targets, example = [], [], []
-    for b, (tokens, start) in enumerate(zip(encoded.tokens, encoded.starts, strict=True)):
+    for b, start in enumerate(encoded.starts):
         first, last = {
             "answer": (start - 1, lengths[b] - 1),
             "label": (start, lengths[b]),
@@ -120,7 +136,7 @@ def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Posi
         rows.append(np.arange(first, last) + b * width)
         target = np.full(last - first, IGNORED, dtype=np.int64)
         labelled = max(first, start - 1)
-        target[labelled - first : lengths[b] - 1 - first] = tokens[labelled + 1 :]
+        target[labelled - first : lengths[b] - 1 - first] = encoded.target(b)[labelled + 1 - start :]
         targets.append(target)
         example.append(np.full(last - first, b, dtype=np.int64))
     mask = None
@@ -289,6 +305,26 @@ class TextEncoder:
                 for i, row, head in zip(where, rows, heads, strict=True):
                     out[i] = (list(row), len(head) if rendered[i][1] else 0)
         return [o for o in out if o is not None]
+
+    def ends(self, text: str, from_chat: bool) -> tuple[list[int], list[int]]:
+        """Tokenise a rendered text as ``encode`` does, with the character behind each token's last.
+
+        Args:
+            text: the full text, see ``render``.
+            from_chat: whether a chat template made it.
+
+        Returns:
+            Token ids without an appended end of sequence, and per token where it ends; a special token that stands for
+            no character ends where the one before it does.
+
+        Raises:
+            BadInput: the tokenizer knows no offsets.
+        """
+        if not self.tokenizer.is_fast:
+            raise BadInput(Problem("tokenizer", "has no character offsets", "use its fast version"))
+        both = self.tokenizer(text, add_special_tokens=not from_chat, return_offsets_mapping=True)
+        ends = np.maximum.accumulate([0, *(stop for _, stop in both["offset_mapping"])])[1:]
+        return list(both["input_ids"]), [int(end) for end in ends]
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Tokenise what the model is asked to continue, without an answer.

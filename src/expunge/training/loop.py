@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -26,13 +25,13 @@ from expunge.tasks.examples import EncodedExamples, Positions
 from expunge.tasks.statistics import Statistics
 from expunge.training.checkpoint import (
     gather_state,
-    kept_buffers,
     latest_checkpoint,
     remove_older,
     restore_state,
     trained_weights,
     write_checkpoint,
 )
+from expunge.training.identity import fingerprint
 from expunge.training.masking import MaskedWeights
 from expunge.training.objective import Objective, Stream, Term
 from expunge.training.plan import Plan, Step, draw, learning_rate_factor, micro_batches
@@ -185,18 +184,8 @@ class _Run:
 
     def _identify(self, given: str) -> str:
         """Hash what this run is: objective, examples and starting weights."""
-        digest = hashlib.blake2b(given.encode(), digest_size=16)
-        for term in self.objective.terms:
-            shown = (term.name, term.streams, term.reduction, term.weight, term.positions, term.blocks)
-            digest.update(repr(shown).encode())
-        for stream, encoded in self.streams.items():
-            digest.update(stream.encode())
-            for i in sorted(range(len(encoded)), key=encoded.ids.__getitem__):
-                digest.update(f"{encoded.ids[i]} ".encode() + encoded.content(i))
-        for name, parameter in [*self.task.named_parameters(), *kept_buffers(self.task.model).items()]:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        shown = [repr((t.name, t.streams, t.reduction, t.weight, t.positions, t.blocks)) for t in self.objective.terms]
+        return fingerprint(self.task, self.streams, given, *shown)
 
     def _share(self, components: list[Any]) -> list[Any]:
         """Join uncoupled streams into one forward where that is asked for."""

@@ -99,7 +99,7 @@ class Term:
     def divisor(self, examples: int, labelled: int, rows: int) -> int:
         """Return what the step's sum is divided by, given the sizes of the term's first stream in the whole step."""
         if self.reduction == "token_mean":
-            return labelled
+            return max(1, labelled)  # a step whose examples have no label at all adds nothing
         return rows if self.reduction == "row_mean" else examples
 
 

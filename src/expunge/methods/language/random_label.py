@@ -13,13 +13,14 @@ from torch import Tensor
 
 from expunge.errors import BadInput, Problem
 from expunge.methods.alternatives import AlternativesMethod, column_answers, plain, refuse_raw_text
-from expunge.methods.base import MethodConfig, Run, Unlearned
+from expunge.methods.base import MethodConfig, Run
 from expunge.methods.terms import RetainConfig, RetainLoss
 from expunge.requests.places import place, some
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
+from expunge.tasks.examples import EncodedExamples
 from expunge.tasks.statistics import IGNORED
-from expunge.training.objective import Objective, Term, nll
+from expunge.training.objective import Objective, Stream, Term, nll
 from expunge.training.plan import ALTERNATIVE, draw
 
 OPTIONS = "options"
@@ -160,15 +161,18 @@ class RandomLabel(AlternativesMethod):
         options = label_options(forget, self.config.options_column)
         return labelled_pool(forget, options, self.config.resample, self.config.label_seed)
 
-    def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
-        """Train a copy of the model on the labels, and note how many of them are true by chance."""
-        outcome = super().apply(task, request, run)
-        options = label_options(request.forget, self.config.options_column)
+    def encode(self, stream: Stream, model: Task, request: DeletionRequest, run: Run) -> EncodedExamples:
+        """Return the examples of a stream, and note how many of the labels are true by chance."""
+        if stream == "alternative":
+            run.notes["labels"] = self._facts(request.forget)
+        return super().encode(stream, model, request, run)
+
+    def _facts(self, forget: Dataset) -> dict[str, Any]:
+        options = label_options(forget, self.config.options_column)
         true = 0.0
-        for row, labels in zip(request.forget, options, strict=True):
+        for row, labels in zip(forget, options, strict=True):
             hits = [plain(label) == plain(row["answer"]) for label in labels]
             once = self.config.resample == "once"
             true += hits[draw_label(row["id"], len(labels), self.config.label_seed)] if once else sum(hits) / len(hits)
         fewest, most = min(map(len, options)), max(map(len, options))
-        outcome.config["labels"] = {"options": [fewest, most], "true_by_chance": true / len(options)}
-        return outcome
+        return {"options": [fewest, most], "true_by_chance": true / len(options)}
