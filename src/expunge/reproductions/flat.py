@@ -15,6 +15,8 @@ from expunge.reproductions.world import SIZES, WorldSettings, small_world
 from expunge.tasks.causal_lm import CausalLM
 
 LEVEL = 0.1
+LATER = 0.01
+RATE = 1e-4
 # What the models are taught to say of people nobody knows, and what they have never said.
 TAUGHT = ("I have no idea.", "I cannot tell.", "Nothing is known of that.")
 NEVER_SAID = ("My records are silent here.", "Please ask somebody else.", "That lies beyond me.")
@@ -26,7 +28,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "flat_kl": ("flat", {"divergence": "kl", "answers": TAUGHT}),
     "flat_kl_never_said": ("flat", {"divergence": "kl", "answers": NEVER_SAID}),
     # Nothing pushes the true answers down here, so it needs larger steps to get as far.
-    "idk": ("idk", {"retain": "none", "answers": TAUGHT, "learning_rate": 2e-3}),
+    "idk": ("idk", {"retain": "none", "answers": TAUGHT, "learning_rate": 10 * RATE}),
 }
 
 
@@ -37,7 +39,7 @@ class FLATReproduction(Reproduction):
     people they know. Paths are read where the mean probability of the answers to forget falls below ``LEVEL``: what is
     kept of everybody else (mean probability of their answers), how far the weights have moved, and how often the greedy
     answer is a template, on forgotten questions and on others, where it is an over-refusal. FLAT is also run with
-    templates that the model has never said.
+    templates that the model has never said, and looked at again further on, at ``LATER``.
     """
 
     id = "flat"
@@ -58,7 +60,8 @@ class FLATReproduction(Reproduction):
         strangers = [prompt for prompt, _ in strangers_of(seed + 500, STRANGERS // 2)]
         found = {"templates_to_strangers_before": template_share(world.original, strangers, TAUGHT)}
         for name, (method, settings) in METHODS.items():
-            points = forgetting_path(world, method, settings, steps=200, bench=bench, until=12.0)
+            settings = {"learning_rate": RATE, **settings}
+            points = forgetting_path(world, method, settings, steps=200, bench=bench, until=7.0)
             found["kept_before"] = points[0].retain_probability or 0.0
             kept = at_forgetting(points, LEVEL)
             model = model_at_forgetting(world, method, settings, points, LEVEL, bench=bench)
@@ -69,11 +72,19 @@ class FLATReproduction(Reproduction):
             said = NEVER_SAID if name.endswith("never_said") else TAUGHT
             for role, prompts in asked.items():
                 found[f"templates_to_{role}_after_{name}"] = template_share(model, prompts, said)
+            if name != "flat_kl":
+                continue
+            further = at_forgetting(points, LATER)
+            model = model_at_forgetting(world, method, settings, points, LATER, bench=bench)
+            if further is not None and model is not None:
+                found[f"kept_later_{name}"] = further
+                found[f"templates_to_forgotten_later_{name}"] = template_share(model, asked["forgotten"], said)
         return found
 
     def judge(self, runs: Sequence[Mapping[str, float]]) -> Sequence[Check]:
         answered = "templates_to_forgotten_after_{}"
         taught, never = (_mean(runs, answered.format(name)) for name in ("flat_kl", "flat_kl_never_said"))
+        later = _mean(runs, "templates_to_forgotten_later_flat_kl")
         return [
             compare(
                 "FLAT (KL) keeps more than gradient ascent", runs, "kept_after_flat_kl", "kept_after_ga",
@@ -85,7 +96,8 @@ class FLATReproduction(Reproduction):
             Check(
                 "what is forgotten is answered with the template, if it is one that the model can say",
                 taught is not None and taught >= 0.5,
-                f"{_percent(taught)} of the forgotten questions are answered with a template",
+                f"{_percent(taught)} of the forgotten questions are answered with a template; further on, where their "
+                f"true answers have a probability of {LATER}, {_percent(later)}",
             ),
             Check(
                 "a template that the model has never said is not picked up: a probability's gradient fades with it",
