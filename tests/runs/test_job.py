@@ -17,6 +17,7 @@ from expunge.runs import facts, job
 from expunge.runs.job import JobResult, run_audit_job, run_job
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Recipe, read_recipe
+from expunge.tasks.loading import load_task
 
 RecipeOf = Callable[..., Recipe]
 
@@ -57,6 +58,40 @@ class Heard(Progress):
 
 def weights(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("uld", {"epochs": 2, "batch_size": 4, "lora.rank": 2}),
+        ("in_context", {"forget_shots": 1, "retain_shots": 1}),
+    ],
+)
+def test_a_guard_is_a_model_wherever_one_is_named(
+    recipe: RecipeOf, files: Any, tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    done = run(recipe(method=method, settings=settings), tmp_path / "run")
+    assert done.report.removal_level == "guard"
+    assert done.result != "removed"
+    card = (tmp_path / "run/model/README.md").read_text(encoding="utf-8")
+    assert "How to load it" in card
+    assert "without" in card
+    assert facts.weights_sha256(tmp_path / "run/model") != facts.weights_sha256(files.model) or method == "in_context"
+    # The library alone loads the model as it was; the folder is audited as what it is.
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(files.model).state_dict()
+    assert all(torch.equal(plain[name], value) for name, value in before.items())
+    fields = {**files.fields(), "model": str(tmp_path / "run"), "original": str(files.model)}
+    fields |= {"settings": {}, "audits": ["probability", "weight_distance"]}
+    found = run_audit_job(read_recipe(None, fields, command="audit"))
+    assert found.report.removal_level == "guard"
+    estimates = found.finding("probability").estimates
+    assert estimates["unlearned"]["forget_probability"].value != estimates["original"]["forget_probability"].value
+    assert found.finding("weight_distance").estimates["unlearned"]["relative_distance"].value == 0
+    # And forgotten from again: what comes out is still behind its guard.
+    again = run(recipe(model=str(tmp_path / "run"), method="gradient_ascent"), tmp_path / "again")
+    assert again.report.removal_level == "guard", "a method that changes weights does not take the guard away"
+    assert type(load_task(tmp_path / "again/model")) is type(load_task(tmp_path / "run/model"))
 
 
 def test_from_files_to_a_model_a_verdict_and_a_report(recipe: RecipeOf, files: Any, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ def by_hand(main: torch.Tensor, other: torch.Tensor, weight: float, share: float
     ranked = sorted(p, reverse=True)
     kept = [x >= share * max(p) or x >= ranked[min(keep, size) - 1] for x in p]
     out = [math.log(p[v]) + weight * (math.log(q[v]) + math.log(size)) for v in range(size)]
-    lowest = min(out[v] for v in range(size) if kept[v])
-    return [out[v] if kept[v] else min(math.log(p[v]), lowest - 1e-3) for v in range(size)]
+    best = max(out[v] for v in range(size) if kept[v])
+    return [out[v] if kept[v] else min(math.log(p[v]), best - 1e-3) for v in range(size)]
 
 
 @given(st.integers(0, 10**6), st.floats(-2, 2), st.floats(1e-4, 1), st.integers(1, 12))
@@ -68,7 +68,17 @@ def test_no_token_that_is_dropped_is_ever_the_most_probable(seed: int, weight: f
     kept = kept_tokens(torch.log_softmax(main, -1), share, keep)
     assert kept[found.argmax()]
     if not kept.all():
-        assert found[~kept].max() < found[kept].min()
+        assert found[~kept].max() < found[kept].max()
+
+
+def test_a_token_that_sinks_takes_no_others_with_it() -> None:
+    """However far an answer is pushed down, what the filter left alone keeps its probability relative to the rest."""
+    main, other = torch.tensor([9.0, 6.0, 1.0, 0.5]), torch.tensor([9.0, 0.0, 0.0, 0.0])
+    found = combine([main, other], Combination((-8.0,), filter=1e-2))
+    expected = torch.log_softmax(main, -1)[1:]
+    torch.testing.assert_close(found[2:], expected[1:])
+    assert found.argmax() == 1
+    assert found[0] < found[2:].min()
 
 
 def test_without_a_filter_it_is_a_weighted_sum() -> None:

@@ -58,4 +58,7 @@ def unlearn(
             Problem("select.by", f"is not for {chosen.id}, which does not train with the loop", "leave it out")
         )
     run = Run(train=train, folder=Path(folder) if folder else None, progress=progress, oracle=oracle)
-    return chosen.apply(task, request, run)
+    outcome = chosen.apply(task, request, run)
+    # What forgets behind a guard is still behind it, whatever the method does to the weights.
+    outcome.removal_level = getattr(outcome.model, "removal_level", outcome.removal_level)
+    return outcome

@@ -110,8 +110,8 @@ def weights_sha256(path: str | Path) -> str:
         path: a model folder, or the name of a model on the hub that was loaded before.
 
     Returns:
-        Of a single weight file, what ``sha256sum`` says of it; of several, the hash of the lines "name hash", sorted.
-        "" where the files cannot be found.
+        Of a single weight file, what ``sha256sum`` says of it; of several, in sub-folders too, the hash of the lines
+        "name hash", sorted. "" where the files cannot be found.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -121,10 +121,11 @@ def weights_sha256(path: str | Path) -> str:
             folder = Path(snapshot_download(str(path), local_files_only=True))
         except (OSError, ValueError):
             return ""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.rglob("*.safetensors"))
     if len(files) == 1:
         return sha256(files[0])
-    digest = hashlib.sha256("".join(f"{f.name} {sha256(f)}\n" for f in files).encode())
+    lines = "".join(f"{f.relative_to(folder).as_posix()} {sha256(f)}\n" for f in files)
+    digest = hashlib.sha256(lines.encode())
     return digest.hexdigest() if files else ""
 
 

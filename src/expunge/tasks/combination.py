@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.errors import BadInput, Problem
 
-# How far below the least of the kept tokens those stay that a filter dropped, in nats: enough to decide an argmax.
+# How far below the best of the kept tokens those stay that a filter dropped, in nats: enough to decide an argmax.
 BELOW = 1e-3
 # What the reference implementation gives to tokens that its filter drops while it generates.
 DROPPED = -1e3
@@ -73,7 +73,7 @@ def combine(logits: Sequence[Tensor], rule: Combination, *, generating: bool = F
     """Combine the logits of several models into one prediction.
 
     ``z = z_0 + sum_i w_i z_i`` over the tokens that the filter keeps; the others stay at ``z_0``, but always below
-    every token that is kept, as if no generation could ever take them.
+    the most probable one that is kept, so that greedy text never has any of them.
 
     Args:
         logits: per model (..., V); the main model's come first.
@@ -100,5 +100,5 @@ def combine(logits: Sequence[Tensor], rule: Combination, *, generating: bool = F
     kept = kept_tokens(log_probs, rule.filter, at_least)
     if rule.parity:
         return torch.where(kept, combined, torch.full_like(main, DROPPED) if generating else main)
-    floor = combined.masked_fill(~kept, math.inf).amin(-1, keepdim=True) - BELOW
-    return torch.where(kept, combined, torch.minimum(main, floor))
+    ceiling = combined.masked_fill(~kept, -math.inf).amax(-1, keepdim=True) - BELOW
+    return torch.where(kept, combined, torch.minimum(main, ceiling))
