@@ -141,6 +141,11 @@ class CausalLM(Task):
             source=str(path),
         )
 
+    @property
+    def base(self) -> CausalLM:
+        """The model inside what surrounds it, such as a guard; itself where nothing does."""
+        return self
+
     def save(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write model and tokenizer so that plain ``from_pretrained`` gives the same logits.
 
