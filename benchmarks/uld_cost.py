@@ -1,12 +1,12 @@
 """What ULD costs against NPO on the same model, examples and batch: to train, and afterwards to ask.
 
-    python benchmarks/uld_cost.py [--layers 8 32] [--vocabulary 2000] [--rounds 3] [--steps 6] [--json FILE]
+    python benchmarks/uld_cost.py [--layers 8 32] [--vocabulary 2000 32000] [--rounds 3] [--steps 5] [--json FILE]
 
 NPO (with the retain NLL) trains every weight of the model. ULD trains an adapter on a quarter of its blocks, which pays
 no gradient of the weights under it; but its uniformity term reads every token of the retain examples, prompts included.
-Both through ``expunge.training.train``, float32, one thread, wall seconds per optimiser step, medians over rounds that
-alternate. The paper's claim is a factor of 3 per epoch. Asking costs ULD more for ever after: the assistant runs too.
-FLOPs are the loop's own account.
+Both through ``expunge.training.train``, float32, one thread, CPU seconds of the process per optimiser step (wall time
+on an idle machine), medians over rounds that alternate. The paper's claim is a factor of 3 per epoch. Asking costs ULD
+more for ever after, because the assistant runs too. FLOPs are the loop's own account.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def examples(count: int, vocabulary: int, seed: int) -> Encoded:
 
 def once(task: CausalLM, method: str, settings: dict[str, Any], steps: int, batch: int) -> dict[str, float]:
     """Train a few steps and return seconds and FLOPs per step, and of one scoring pass afterwards."""
-    vocabulary = task.operations.width and len(task.model.get_output_embeddings().weight)
+    vocabulary = len(task.model.get_output_embeddings().weight)
     chosen, loop = settle(
         METHODS.get(method),
         {"batch_size": batch, "max_steps": steps, "epochs": 10**6, "warmup": 0.0, **settings},
@@ -78,7 +78,7 @@ def once(task: CausalLM, method: str, settings: dict[str, Any], steps: int, batc
     marks: list[float] = []
     result = train(
         trained, chosen.objective(), streams, loop,  # type: ignore[attr-defined, arg-type]
-        progress=lambda done, total, values: marks.append(time.perf_counter()),
+        progress=lambda done, total, values: marks.append(time.process_time()),
     )  # fmt: skip
     asked = task
     if trained is not task:
@@ -86,9 +86,9 @@ def once(task: CausalLM, method: str, settings: dict[str, Any], steps: int, batc
     seconds = []
     with asked.asked():
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             asked.statistics(streams["forget"].take(range(16)))
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     # The first step pays for allocations.
     step = statistics.median(b - a for a, b in itertools.pairwise(marks))
     return {"step": step, "flops": result.cost.flops / steps, "ask": statistics.median(seconds)}
