@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from expunge.requests.request import DeletionRequest
     from expunge.runs.audit import audit
     from expunge.tasks.causal_lm import CausalLM
+    from expunge.tasks.loading import load_task
 
 __version__ = "0.1.0"
-__all__ = ["CausalLM", "DeletionRequest", "audit", "read_request", "unlearn"]
+__all__ = ["CausalLM", "DeletionRequest", "audit", "load_task", "read_request", "unlearn"]
 
 # Names are looked up when first used, so that `import expunge` and `expunge --help` do not wait for torch.
 _HOMES = {
     "CausalLM": "expunge.tasks.causal_lm",
     "DeletionRequest": "expunge.requests.request",
     "audit": "expunge.runs.audit",
+    "load_task": "expunge.tasks.loading",
     "read_request": "expunge.data.request_files",
     "unlearn": "expunge.methods.run",
 }

@@ -102,7 +102,7 @@ class CausalLM(Task):
         kind = stored_settings(Path(path)).get("task", cls.id)
         if kind != cls.id:
             what = f"holds a {kind}, of which this would load a part"
-            raise BadInput(Problem(f"model {path}", what, "load it with expunge.tasks.loading.load_task"))
+            raise BadInput(Problem(f"model {path}", what, "load it with expunge.load_task"))
         return cls.read(path, dtype=dtype, device=device, template=template, chat=chat, max_length=max_length)
 
     @classmethod

@@ -144,7 +144,7 @@ class InContextLM(CausalLM):
     note: ClassVar[str] = (
         "This folder holds a model and a context that stands before everything it is asked (in `expunge.json`). Plain "
         "`from_pretrained` loads the model as it was before, without the context. Load it with "
-        "`expunge.tasks.loading.load_task`, or name the folder wherever Expunge takes a model."
+        "`expunge.load_task`, or name the folder wherever Expunge takes a model."
     )
 
     def __init__(self, main: CausalLM, context: Context):

@@ -128,7 +128,7 @@ class LogitEnsemble(CausalLM):
     note: ClassVar[str] = (
         "This folder holds several models that predict together. Plain `from_pretrained` loads the main one alone: "
         "the model as it was before, without what counteracts the deleted data. Load it with "
-        "`expunge.tasks.loading.load_task`, or name the folder wherever Expunge takes a model."
+        "`expunge.load_task`, or name the folder wherever Expunge takes a model."
     )
 
     def __init__(
