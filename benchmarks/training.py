@@ -1,18 +1,21 @@
-"""Training step: the plain form against ours, side by side in one run.
+"""Training step of every objective: the plain form against ours, side by side in one run.
 
-    python benchmarks/training.py [--vocabulary 2000 32000] [--rounds 5] [--steps 6] [--json FILE]
+    python benchmarks/training.py [--vocabulary 2000 32000] [--rounds 5] [--json FILE] [--markdown FILE]
 
-The plain form is what a straightforward implementation of the papers does: forget and retain padded to the longest of
-a randomly drawn batch and run separately, a live copy of the original model for the reference, logits at every
-position, KL composed of library calls over all positions. Ours is ``expunge.training.train``. Both use the same
-examples per step, float32, AdamW and clipping. CPU seconds of the process, medians over rounds that alternate; the
-one-off cost of our reference cache is printed on its own line. Memory is the peak of a fresh process above what it
-held after importing and building model and data.
+The plain form is in ``plain_forms.py``: separate padded forwards of randomly drawn examples, a live copy of the
+original model, logits at every position. "Published" is the same with the work that the field's common code repeats or
+throws away. Ours is ``expunge.training.train`` with the method's own objective. Float32, AdamW, clipping, one thread. A
+round is one epoch over 64 forget examples, each with the same retain partner and other answer in every form; only what
+stands together in a batch differs. Rounds alternate which form goes first. CPU seconds are those of the process; wall
+seconds stand beside them and mean little on a shared machine. What our reference cache costs before the first step is a
+column of its own; the plain forms pay for it in every step instead. FLOPs are counted by torch. Memory is the peak of a
+fresh process above what it held after importing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import platform
@@ -21,27 +24,69 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from expunge.methods.base import settle
+from expunge.methods.base import Run, settle
 from expunge.methods.run import METHODS
 from expunge.tasks.causal_lm import CausalLM
-from expunge.tasks.encoding import Encoded, collate
+from expunge.tasks.encoding import Encoded
+from expunge.training import loop
 from expunge.training.loop import train
+from expunge.training.plan import partners
+from plain_forms import Part, Plain, Variant, loss_of
+
+BLOCKS, RMU_LAYER, FORGET = 4, 1, 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One objective.
+
+    Attributes:
+        method: id of the method.
+        retain: its retain term.
+        reference: whether the plain form keeps a live copy of the model.
+        alternatives: lengths of other answers to the questions, where it reads any: short refusals, or long as answers.
+        target: most that our CPU time may be of the plain form's.
+    """
+
+    method: str
+    retain: str = "none"
+    reference: bool = False
+    alternatives: str = ""
+    target: float = 1.0
+
 
 CASES = {
-    "grad_diff + nll": ("grad_diff", {"retain": "nll"}),
-    "grad_diff + kl": ("grad_diff", {"retain": "kl"}),
-    "npo + nll": ("npo", {"retain": "nll"}),
-    "npo + kl": ("npo", {"retain": "kl"}),
-    "simnpo + nll": ("simnpo", {"retain": "nll"}),
+    "gradient_ascent": Case("gradient_ascent"),
+    "grad_diff + nll": Case("grad_diff", "nll"),
+    "grad_diff + kl": Case("grad_diff", "kl", True, target=0.65),
+    "npo + nll": Case("npo", "nll", True, target=0.9),
+    "npo + kl": Case("npo", "kl", True, target=0.62),
+    "simnpo + nll": Case("simnpo", "nll"),
+    "simnpo + kl": Case("simnpo", "kl", True, target=0.65),
+    "dpo + nll": Case("dpo", "nll", True, "short", 0.9),
+    "dpo + kl": Case("dpo", "kl", True, "short", 0.65),
+    "altpo + nll": Case("altpo", "nll", True, "long", 0.9),
+    "idk + nll": Case("idk", "nll", False, "short"),
+    "random_label": Case("random_label", "none", False, "long"),
+    "wga + nll": Case("wga", "nll"),
+    "satimp + nll": Case("satimp", "nll"),
+    "undial": Case("undial", "none", True, target=0.6),
+    "ceu": Case("ceu"),
+    "flat": Case("flat", "none", False, "short"),
+    "rmu": Case("rmu", "hidden", True, target=0.9),
+    "pdu + nll": Case("pdu", "nll"),
 }
-TARGETS = {"npo + nll": 0.92, "npo + kl": 0.62}
+FORMS = ("ours", "plain", "published")
 
 
 class Toy(CausalLM):
@@ -50,11 +95,10 @@ class Toy(CausalLM):
     def __init__(self, vocabulary: int):
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=vocabulary, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=False,
+            vocab_size=vocabulary, hidden_size=256, intermediate_size=688, num_hidden_layers=BLOCKS,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=False,
         )  # fmt: skip
-        model = AutoModelForCausalLM.from_config(config)
-        super().__init__(model, _Tokens())
+        super().__init__(AutoModelForCausalLM.from_config(config), _Tokens())
 
 
 class _Tokens:
@@ -72,160 +116,243 @@ def examples(count: int, vocabulary: int, seed: int, lengths: str) -> Encoded:
     return Encoded([f"{seed}-{i}" for i in range(count)], tokens, starts)
 
 
-def plain_steps(toy: Toy, method: str, settings: dict, forget: Encoded, retain: Encoded, steps: int, batch: int):
-    """Yield the CPU seconds of each step of the plain form."""
-    model, reference = toy.model, copy.deepcopy(toy.model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
-    rng = random.Random(0)
+def other_answers(forget: Encoded, vocabulary: int, kind: str) -> Encoded:
+    """One other answer to every question: 6 to 14 tokens as refusals have, or 15 to 75."""
+    rng = np.random.default_rng(7)
+    low, high = (6, 15) if kind == "short" else (15, 76)
+    tokens = [
+        np.concatenate([row[:start], rng.integers(1, vocabulary, int(rng.integers(low, high)))])
+        for row, start in zip(forget.tokens, forget.starts, strict=True)
+    ]
+    return Encoded([f"{identity}#0" for identity in forget.ids], tokens, list(forget.starts))
+
+
+def streams_of(case: Case, vocabulary: int, lengths: str) -> dict[str, Encoded]:
+    """The examples of a case."""
+    found = {"forget": examples(FORGET, vocabulary, 1, lengths), "retain": examples(256, vocabulary, 2, lengths)}
+    if case.alternatives:
+        found["alternative"] = other_answers(found["forget"], vocabulary, case.alternatives)
+    return found
+
+
+@dataclass
+class Timing:
+    """What an epoch took.
+
+    Attributes:
+        cpu, wall: seconds of all steps.
+        once: CPU seconds before the first step.
+        flops, tokens: of all steps; only where they were counted.
+    """
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    once: float = 0.0
+    flops: float = 0.0
+    tokens: int = 0
+
+
+def plain_steps(
+    case: Case, variant: Variant, toy: Toy, streams: Mapping[str, Encoded], steps: int, batch: int, count: bool = False
+) -> Timing:
+    """Time the plain form."""
+    model = toy.model
+    keep = case.reference or (variant == "published" and case.method in ("wga", "satimp"))
+    reference = copy.deepcopy(model).eval() if keep else None
+    if case.method == "rmu" and variant == "plain":
+        model.requires_grad_(False)
+        for number in range(RMU_LAYER + 1):
+            model.model.layers[number].mlp.down_proj.requires_grad_(True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.01)
+    plain, rng = Plain(model, reference, variant, RMU_LAYER), random.Random(0)
     model.train()
-    for _ in range(steps):
-        start = time.process_time()
-        parts = {}
-        for name, pool in (("forget", forget), ("retain", retain)):
-            part = pool.take([rng.randrange(len(pool)) for _ in range(batch)])
-            padded = collate(part, 0, toy.device)
-            labels = torch.full_like(padded.input_ids, -100)
-            mask = torch.zeros_like(padded.input_ids)
-            for b, (row, first) in enumerate(zip(part.tokens, part.starts, strict=True)):
-                labels[b, first : len(row)] = torch.from_numpy(row[first:])
-                mask[b, : len(row)] = 1
-            parts[name] = (padded.input_ids, mask, labels)
-
-        def sequence_nll(which, name, parts=parts):
-            ids, mask, labels = parts[name]
-            logits = which(input_ids=ids, attention_mask=mask).logits
-            flat = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
-            return flat, logits
-
-        flat, _ = sequence_nll(model, "forget")
-        count = (parts["forget"][2][:, 1:] != -100).sum(1)
-        if method == "npo":
-            with torch.no_grad():
-                ref_flat, _ = sequence_nll(reference, "forget")
-            loss = -(2 / 0.1) * F.logsigmoid(0.1 * (flat.sum(1) - ref_flat.sum(1))).mean()
-        elif method == "simnpo":
-            loss = 0.125 * (-(2 / 4.5) * F.logsigmoid(4.5 * flat.sum(1) / count)).mean()
-        else:
-            loss = -flat.sum() / count.sum()
-        flat_r, logits_r = sequence_nll(model, "retain")
-        if settings["retain"] == "nll":
-            loss = loss + flat_r.sum() / (parts["retain"][2][:, 1:] != -100).sum()
-        else:
-            with torch.no_grad():
-                _, ref_logits = sequence_nll(reference, "retain")
-            loss = loss + F.kl_div(
-                F.log_softmax(logits_r, -1).flatten(0, 1),
-                F.log_softmax(ref_logits, -1).flatten(0, 1),
-                log_target=True, reduction="batchmean",
-            )  # fmt: skip
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        yield time.process_time() - start
-
-
-def our_steps(toy: Toy, method: str, settings: dict, forget: Encoded, retain: Encoded, steps: int, batch: int):
-    """Return (CPU seconds of each step, CPU seconds before the first)."""
-    chosen, loop = settle(
-        METHODS.get(method), {**settings, "batch_size": batch, "max_steps": steps, "epochs": 10**6, "warmup": 0.0}
+    order = rng.sample(range(len(streams["forget"])), steps * batch)
+    partner = partners(streams["forget"], order, ranked(streams["retain"]), 0, 0)
+    counter, start = FlopCounterMode(display=False), (time.process_time(), time.perf_counter())
+    with counter if count else contextlib.nullcontext():
+        for number in range(steps):
+            some = slice(number * batch, (number + 1) * batch)
+            picks = {"forget": order[some], "alternative": order[some], "retain": partner[some]}
+            parts = {name: Part.of(pool.take(picks[name]), toy.device) for name, pool in streams.items()}
+            loss_of(plain, case.method, case.retain, parts).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return Timing(
+        time.process_time() - start[0], time.perf_counter() - start[1], flops=counter.get_total_flops() if count else 0
     )
-    marks = [time.process_time()]
-    streams = {"forget": forget, "retain": retain}
-    first: list[float] = []
 
-    def mark(done, total, values):
-        marks.append(time.process_time())
 
-    from expunge.training import loop as loop_module
+def ranked(pool: Encoded) -> list[int]:
+    """Indices in the order of ids, from which the plan draws partners."""
+    return sorted(range(len(pool)), key=pool.ids.__getitem__)
 
-    original = loop_module._Run._step
 
-    def timed(self, number):
-        if not first:
-            first.append(time.process_time())
-        return original(self, number)
+def our_steps(
+    case: Case, toy: Toy, streams: Mapping[str, Encoded], steps: int, batch: int, count: bool = False
+) -> Timing:
+    """Time ours: the method's own objective in the training loop."""
+    own = {"retain": case.retain} if case.method not in ("ceu", "gradient_ascent") else {}
+    if case.method == "rmu":
+        own["layer"] = RMU_LAYER
+    own |= {"batch_size": batch, "max_steps": steps, "epochs": 10**6, "warmup": 0.0, "micro_batch_size": None}
+    method, settings = settle(METHODS.get(case.method), own)
+    run = Run(train=settings)
+    objective = method.objective_for(toy, run)
+    if case.method == "rmu":
+        toy = method.start(toy, run)  # type: ignore[assignment]
+    found, marks, flops = Timing(), [], [0]
+    began, original = time.process_time(), loop._Run._step
 
-    loop_module._Run._step = timed
+    def timed(self: Any, number: int) -> bool:
+        if number == 0:
+            found.once, before = time.process_time() - began, toy.cost.tokens
+            marks.append((time.process_time(), time.perf_counter(), before))
+        if not count:
+            return original(self, number)
+        with FlopCounterMode(display=False) as counter:
+            done = original(self, number)
+        flops[0] += counter.get_total_flops()
+        return done
+
+    def mark(done: int, total: int, values: Mapping[str, float]) -> None:
+        marks.append((time.process_time(), time.perf_counter(), toy.cost.tokens))
+
+    loop._Run._step = timed  # type: ignore[method-assign]
     try:
-        train(toy, chosen.objective(), streams, loop, progress=mark)
+        train(toy, objective, {s: streams[s] for s in objective.streams()}, settings, progress=mark)
     finally:
-        loop_module._Run._step = original
-    cache = first[0] - marks[0]
-    return [b - a for a, b in zip([first[0], *marks[1:-1]], marks[1:], strict=True)], cache
+        loop._Run._step = original  # type: ignore[method-assign]
+    found.cpu, found.wall, found.tokens = (end - start for start, end in zip(marks[0], marks[-1], strict=True))
+    found.flops = flops[0]
+    return found
 
 
-def measure(vocabulary: int, lengths: str, rounds: int, steps: int, batch: int, cases: list[str]) -> list[dict]:
-    """Run every case, alternating plain and ours, and return one row per case."""
-    forget, retain = examples(64, vocabulary, 1, lengths), examples(256, vocabulary, 2, lengths)
-    rows = []
-    for case in cases:
-        method, settings = CASES[case]
-        plain, ours, cache, ratios = [], [], [], []
-        for _ in range(rounds):
-            ours_round, warm = our_steps(Toy(vocabulary), method, settings, forget, retain, steps, batch)
-            plain_round = list(plain_steps(Toy(vocabulary), method, settings, forget, retain, steps, batch))
-            cache.append(warm)
-            ours.append(statistics.median(ours_round[1:]))
-            plain.append(statistics.median(plain_round[1:]))
-            ratios.append(ours[-1] / plain[-1])
-        rows.append(
-            {
-                "vocabulary": vocabulary, "lengths": lengths, "case": case,
-                "ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios),
-                "ours_ms": 1000 * statistics.median(ours), "plain_ms": 1000 * statistics.median(plain),
-                "cache_ms": 1000 * statistics.median(cache), "target": TARGETS.get(case),
-            }
-        )  # fmt: skip
-        print(_line(rows[-1]), flush=True)
-    return rows
+def steps_of(form: str, case: Case, vocabulary: int, lengths: str, steps: int, batch: int, count: bool) -> Timing:
+    """Time one form on a fresh model."""
+    toy, streams = Toy(vocabulary), streams_of(case, vocabulary, lengths)
+    if form == "ours":
+        return our_steps(case, toy, streams, steps, batch, count)
+    return plain_steps(case, form, toy, streams, steps, batch, count)  # type: ignore[arg-type]
 
 
-def _line(row: dict) -> str:
-    target = f"  (target {row['target']:.2f})" if row["target"] else ""
+def measure(name: str, vocabulary: int, lengths: str, rounds: int, batch: int) -> dict[str, Any]:
+    """Run a case in all forms, alternating, and return its row."""
+    case, found = CASES[name], {form: [] for form in FORMS}
+    steps = FORGET // batch
+    counted = {form: steps_of(form, case, vocabulary, lengths, steps, batch, True) for form in FORMS}
+    for number in range(rounds):
+        for form in FORMS if number % 2 else FORMS[::-1]:
+            found[form].append(steps_of(form, case, vocabulary, lengths, steps, batch, False))
+    once = 1000 * statistics.median(t.once for t in found["ours"])
+    row: dict[str, Any] = {"case": name, "vocabulary": vocabulary, "lengths": lengths, "batch": batch}
+    row |= {"target": case.target, "once_ms": once}
+    for form in FORMS:
+        row[f"{form}_ms"] = 1000 * statistics.median(t.cpu for t in found[form]) / steps
+        row[f"{form}_wall_ms"] = 1000 * statistics.median(t.wall for t in found[form]) / steps
+        row[f"{form}_gflop"] = counted[form].flops / 1e9 / steps
+    for form in FORMS[1:]:
+        ratios = [ours.cpu / theirs.cpu for ours, theirs in zip(found["ours"], found[form], strict=True)]
+        row[f"to_{form}"] = [statistics.median(ratios), min(ratios), max(ratios)]
+        row[f"flops_to_{form}"] = counted["ours"].flops / max(1.0, counted[form].flops)
+    row["steps_per_second"] = 1000 / row["ours_ms"]
+    row["tokens_per_second"] = counted["ours"].tokens / steps * row["steps_per_second"]
+    print(line(row), flush=True)
+    return row
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row in words, ratio first."""
+    ratio, low, high = row["to_plain"]
+    met = "met" if ratio <= row["target"] else "MISSED"
     return (
-        f"{row['ratio']:5.2f}x [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]  V={row['vocabulary']:<6} "
-        f"{row['lengths']:8} {row['case']:16} ours {row['ours_ms']:7.0f} ms  plain {row['plain_ms']:7.0f} ms  "
-        f"cache once {row['cache_ms']:6.0f} ms{target}"
+        f"{ratio:5.2f}x [{low:.2f}, {high:.2f}] of plain (target {row['target']:.2f} {met}), "
+        f"{row['to_published'][0]:.2f}x of published  V={row['vocabulary']:<6}{row['lengths']:8}{row['case']:16} "
+        f"{row['ours_ms']:6.0f} / {row['plain_ms']:6.0f} / {row['published_ms']:6.0f} ms  "
+        f"FLOPs {row['flops_to_plain']:.2f} / {row['flops_to_published']:.2f}  once {row['once_ms']:.0f} ms"
     )
 
 
-def memory(vocabulary: int, batch: int) -> list[dict]:
-    """Peak resident memory above import, model and data, of a fresh process per form."""
-    rows = []
-    for case in ("npo + nll", "npo + kl"):
-        peaks = {}
-        for form in ("plain", "ours"):
-            command = [sys.executable, __file__, "--memory-child", form, case, str(vocabulary), str(batch)]
-            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            peaks[form] = float(out.strip().splitlines()[-1])
-        rows.append({"vocabulary": vocabulary, "case": case, "ratio": peaks["ours"] / peaks["plain"], **peaks})
-        print(
-            f"{rows[-1]['ratio']:5.2f}x  V={vocabulary:<6} memory  {case:16} ours {peaks['ours']:6.0f} MB  "
-            f"plain {peaks['plain']:6.0f} MB above import  (target 0.60)",
-            flush=True,
-        )
-    return rows
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-def _memory_child(form: str, case: str, vocabulary: int, batch: int) -> None:
-    method, settings = CASES[case]
+def memory(name: str, vocabulary: int, batch: int) -> dict[str, Any]:
+    """Peak resident memory above import of a fresh process per form, TOFU lengths."""
+    row: dict[str, Any] = {"case": name, "vocabulary": vocabulary}
+    for form in FORMS:
+        command = [sys.executable, __file__, "--memory-child", form, name, str(vocabulary), str(batch)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        row[f"{form}_mb"] = float(out.strip().splitlines()[-1])
+    for form in FORMS[1:]:
+        row[f"to_{form}"] = row["ours_mb"] / row[f"{form}_mb"]
+    print(
+        f"{row['to_plain']:5.2f}x of plain, {row['to_published']:.2f}x of published  V={vocabulary:<6} memory  "
+        f"{name:16} "
+        f"{row['ours_mb']:6.0f} / {row['plain_mb']:6.0f} / {row['published_mb']:6.0f} MB above import",
+        flush=True,
+    )
+    return row
+
+
+def _memory_child(form: str, name: str, vocabulary: int, batch: int) -> None:
     before = _status("VmRSS")
-    toy = Toy(vocabulary)
-    forget, retain = examples(64, vocabulary, 1, "tofu"), examples(256, vocabulary, 2, "tofu")
-    if form == "plain":
-        list(plain_steps(toy, method, settings, forget, retain, 4, batch))
-    else:
-        our_steps(toy, method, settings, forget, retain, 4, batch)
+    steps_of(form, CASES[name], vocabulary, "tofu", 4, batch, False)
     print((_status("VmHWM") - before) / 1024)
 
 
 def _status(field: str) -> int:
     """Read kilobytes from the kernel; unlike getrusage this starts anew in a child process."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
+    for entry in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if entry.startswith(field + ":"):
+            return int(entry.split()[1])
     raise RuntimeError(f"{field} is not in /proc/self/status: the memory rows need Linux")
+
+
+# ---- printing --------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(rows: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> str:
+    """The tables of ``docs/results/training_speed.md``."""
+    out = []
+    for vocabulary, lengths in dict.fromkeys((r["vocabulary"], r["lengths"]) for r in rows):
+        out += [
+            f"### Vocabulary {vocabulary}, {'TOFU lengths' if lengths == 'tofu' else 'windows of 128 tokens'}", "",
+            "| objective | CPU time, ours / plain | target | ours / published | FLOPs, ours / plain | / published | "
+            "ms per step: ours | plain | published | once, ms | steps/CPU-s | tokens/CPU-s |",
+            "| --- |" + " ---: |" * 11,
+        ]  # fmt: skip
+        for r in rows:
+            if (r["vocabulary"], r["lengths"]) != (vocabulary, lengths):
+                continue
+            (ratio, low, high), published = r["to_plain"], r["to_published"][0]
+            met = "" if ratio <= r["target"] else " missed"
+            out.append(
+                f"| {r['case']} | **{ratio:.2f}** [{low:.2f}, {high:.2f}] | {r['target']:.2f}{met} | {published:.2f} | "
+                f"{r['flops_to_plain']:.2f} | {r['flops_to_published']:.2f} | {r['ours_ms']:.0f} | "
+                f"{r['plain_ms']:.0f} | {r['published_ms']:.0f} | {r['once_ms']:.0f} | {r['steps_per_second']:.2f} | "
+                f"{r['tokens_per_second']:.0f} |"
+            )
+        out.append("")
+    if peaks:
+        out += [
+            f"### Peak memory above import, vocabulary {peaks[0]['vocabulary']}, TOFU lengths", "",
+            "| objective | ours / plain | ours / published | ours, MB | plain | published |", "| --- |" + " ---: |" * 5,
+        ]  # fmt: skip
+        out += [
+            f"| {p['case']} | **{p['to_plain']:.2f}** | {p['to_published']:.2f} | {p['ours_mb']:.0f} | "
+            f"{p['plain_mb']:.0f} | {p['published_mb']:.0f} |"
+            for p in peaks
+        ]
+    return "\n".join(out) + "\n"
+
+
+def runs(arguments: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
+    """The cases to run, each with vocabulary and lengths."""
+    for vocabulary in arguments.vocabulary:
+        for lengths in arguments.lengths if vocabulary < 10000 else ["tofu"]:
+            for name in arguments.cases:
+                yield name, vocabulary, lengths
 
 
 def main() -> None:
@@ -235,9 +362,10 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", default=["tofu", "windows"], choices=["tofu", "windows"])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     parser.add_argument("--memory-child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -246,14 +374,20 @@ def main() -> None:
         _memory_child(form, case, int(vocabulary), int(batch))
         return
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread, batch {arguments.batch}")
-    rows = []
-    for vocabulary in arguments.vocabulary:
-        for lengths in arguments.lengths if vocabulary < 10000 else ["tofu"]:
-            rows += measure(vocabulary, lengths, arguments.rounds, arguments.steps, arguments.batch, arguments.cases)
-        if vocabulary >= 10000:
-            rows += memory(vocabulary, arguments.batch)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    rows, peaks = [], []
+
+    def write() -> None:
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"steps": rows, "memory": peaks}, indent=1) + "\n", encoding="utf-8")
+        if arguments.markdown:
+            arguments.markdown.write_text(to_markdown(rows, peaks), encoding="utf-8")
+
+    for name, vocabulary, lengths in runs(arguments):
+        rows.append(measure(name, vocabulary, lengths, arguments.rounds, arguments.batch))
+        write()
+    for name in [] if arguments.no_memory else arguments.cases:
+        peaks.append(memory(name, max(arguments.vocabulary), arguments.batch))
+        write()
 
 
 if __name__ == "__main__":

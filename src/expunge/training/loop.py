@@ -34,7 +34,7 @@ from expunge.training.checkpoint import (
 from expunge.training.identity import fingerprint
 from expunge.training.masking import MaskedWeights
 from expunge.training.objective import Objective, Stream, Term
-from expunge.training.plan import Plan, Step, draw, learning_rate_factor, micro_batches
+from expunge.training.plan import Plan, Step, by_length, draw, learning_rate_factor, micro_batches
 from expunge.training.probe import Probe, ProbePoint
 from expunge.training.reference import ReferenceModel
 from expunge.training.settings import TrainSettings
@@ -42,6 +42,8 @@ from expunge.training.sharding import fill, hollow, shard
 
 # Forget and retain share a forward on a GPU when that adds at most this much padding.
 SHARED_PADDING = 1.1
+# What a further forward and backward costs on a CPU beside its tokens: so many floating-point operations.
+FORWARD_FLOPS = 5e8
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
@@ -171,6 +173,8 @@ class _Run:
         self.result = TrainResult()
         self.components = self._share(self.objective.components())
         self.moving = self.objective.moving()
+        weights = sum(p.numel() for _, p in task.named_parameters())
+        self.forward_in_tokens = max(8, round(FORWARD_FLOPS / (6 * max(1, weights))))
         self.best: dict[str, Tensor] | None = None
         self.hollow: nn.Module | None = None
         self.seen: dict[str, Tensor] = {}  # (sum, divisor) of the terms whose weights move
@@ -263,7 +267,25 @@ class _Run:
     def _deal(self, step: Step, group: Sequence[Stream], rank: int) -> list[list[int]]:
         count = len(step.examples[group[0]])
         lengths = [max(self.streams[s].length(step.examples[s][p]) for s in group) for p in range(count)]
+        if self._cuts_padding(group):
+            return by_length(lengths, self.forward_in_tokens)
         return micro_batches(lengths, rank, self.world, self.settings.micro_batch_size)
+
+    def _cuts_padding(self, group: Sequence[Stream]) -> bool:
+        """Whether a stream's share of a step may be cut where that saves padding.
+
+        On a GPU a longer forward costs less than a further one. Terms that read padding or several streams at once may
+        depend on what stands together in a micro-batch.
+        """
+        return (
+            len(group) == 1
+            and self.world == 1
+            and self.settings.micro_batch_size is None
+            and self.task.device.type == "cpu"
+            and not self.task.mixes_examples
+            and all(term.positions == "answer" and len(term.streams) == 1 for term in self.objective.reading(group[0]))
+            and all(weight.per == "step" for weight in self.objective.moving().values())
+        )
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -442,8 +464,6 @@ class _Run:
         """
         if len(group) == 1 or len({self._reads(s) for s in group}) > 1:
             return False
-        if len(self.objective.components()) == 1:
-            return True  # one term needs them all at once
         apart = together = 0
         for rank in range(self.world):
             for positions in self._deal(step, group, rank):
