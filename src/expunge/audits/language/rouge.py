@@ -24,7 +24,7 @@ from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 
 ROLES = ("forget", "retain", "holdout")
-Words = Literal["latin", "unicode"]
+Words = Literal["latin", "plain", "unicode"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _scorer(words: Words) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
-    inner = _UnicodeWords() if words == "unicode" else DefaultTokenizer(use_stemmer=True)
+    inner = _UnicodeWords() if words == "unicode" else DefaultTokenizer(use_stemmer=words == "latin")
     return RougeScorer(["rougeL"], tokenizer=_Remembering(inner))
 
 
@@ -72,7 +72,8 @@ def rouge_l(prediction: str, reference: str, words: Words = "latin") -> RougeL:
         prediction: what the model said.
         reference: the true answer.
         words: "latin" is the published rule of the rouge-score package, with Porter stemming of words over three
-            letters; "unicode" counts words of every script and does not stem.
+            letters; "plain" is the same without stemming, as in MUSE; "unicode" counts words of every script and does
+            not stem.
 
     Returns:
         Recall and F1 in [0, 1]; both 0 where nothing is shared.
@@ -98,7 +99,9 @@ class Rouge(Audit):
         """Settings of the ROUGE audit."""
 
         words: Words = Field(
-            "latin", description="what a word is: 'latin' as published (a-z, 0-9, stemmed), 'unicode' for any script"
+            "latin",
+            description="what a word is: 'latin' as published (a-z, 0-9, stemmed), 'plain' the same unstemmed, "
+            "'unicode' for any script",
         )
 
     def run(self, seen: Observations) -> Finding:
