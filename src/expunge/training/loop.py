@@ -83,6 +83,7 @@ def train(
     *,
     folder: Path | None = None,
     mask: Mask | None = None,
+    merge: bool = True,
     probe: Probe | None = None,
     progress: Progress | None = None,
     identity: str = "",
@@ -99,6 +100,7 @@ def train(
         settings: how.
         folder: where the log, the reference cache and checkpoints go; None keeps everything in memory.
         mask: which weights may move; everything outside stays bitwise as it was. None for all of them.
+        merge: fold adapters into the weights at the end; without, a further run goes on with the same ones.
         probe: in-training audits; used every ``settings.stop.every`` steps.
         progress: called after every step with (steps done, steps in all, values).
         identity: what the objective's formulas depend on and does not show, such as a method's hyperparameters; a
@@ -131,7 +133,7 @@ def train(
             extra = "wandb" if tracker == "wandb" else "trackers"
             raise MissingExtra(Problem("trackers", f"{tracker} is not installed", f"pip install 'expunge[{extra}]'"))
     with torch.random.fork_rng():
-        return _Run(task, objective, streams, settings, folder, mask, probe, progress, identity).go()
+        return _Run(task, objective, streams, settings, folder, mask, probe, progress, identity).go(merge)
 
 
 class _Run:
@@ -206,7 +208,7 @@ class _Run:
     def _prepare(self) -> None:
         task, settings = self.task, self.settings
         torch.manual_seed(draw(settings.seed, "adapters") % 2**63)
-        if settings.lora is not None:
+        if settings.lora is not None and not hasattr(task.model, "disable_adapter"):
             lora = settings.lora
             task.wrap_lora(lora.rank, lora.alpha, lora.dropout, lora.targets)
         cache = None
@@ -289,7 +291,7 @@ class _Run:
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
-    def go(self) -> TrainResult:
+    def go(self, merge: bool) -> TrainResult:
         with self.task.cost.measured():
             self._prepare()
             first = self._resume()
@@ -313,7 +315,8 @@ class _Run:
         if self.hollow is not None:
             fill(self.hollow, self.task.model, self.task.device)
             self.task.model = self.hollow
-        self.task.merge_lora()
+        if merge:
+            self.task.merge_lora()
         self.masked.release()
         self.task.model.eval()
         self.result.cost, self.result.probe_cost = self._spent(), self.probe_cost
