@@ -518,6 +518,17 @@ class CausalLM(Task):
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def refuse_guarded(task: CausalLM) -> None:
+    """Refuse a model that is behind a guard already: a folder holds one guard.
+
+    Raises:
+        BadInput: naming the guard.
+    """
+    if task.base is not task:
+        what = f"is behind a guard already ({task.id}), and a folder holds one"
+        raise BadInput(Problem(f"model {task.source}", what, "give the model without it, or a method that trains"))
+
+
 def config_of(path: str | Path) -> Any:
     """Read a model's configuration without its weights."""
     return AutoConfig.from_pretrained(path, trust_remote_code=False)

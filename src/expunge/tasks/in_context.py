@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from expunge.errors import BadInput, Problem
-from expunge.tasks.causal_lm import CausalLM, ChatMode
+from expunge.tasks.causal_lm import CausalLM, ChatMode, refuse_guarded
 from expunge.tasks.encoding import Prompt, TextEncoder
 from expunge.tasks.storage import CARD, SETTINGS, replacing, stored_settings
 
@@ -137,6 +137,9 @@ class InContextLM(CausalLM):
     Args:
         main: the model.
         context: what stands before every prompt.
+
+    Raises:
+        BadInput: the model is behind a guard already.
     """
 
     id: ClassVar[str] = "in_context_lm"
@@ -148,6 +151,7 @@ class InContextLM(CausalLM):
     )
 
     def __init__(self, main: CausalLM, context: Context):
+        refuse_guarded(main)
         super().__init__(main.model, main.tokenizer, source=main.source)
         self.encoder: TextEncoder = ContextEncoder(main.encoder, context)
         self.context = context

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from expunge.errors import BadInput, Problem, UnsupportedModel
 from expunge.tasks.blocks import Operations, first_blocks, plain_model
-from expunge.tasks.causal_lm import CausalLM, ChatMode
+from expunge.tasks.causal_lm import CausalLM, ChatMode, refuse_guarded
 from expunge.tasks.combination import Combination, combine
 from expunge.tasks.encoding import Batch
 from expunge.tasks.statistics import head_rows
@@ -120,7 +120,7 @@ class LogitEnsemble(CausalLM):
         blocks: per further model, how many of the main model's blocks it is made of; 0 for a model of its own.
 
     Raises:
-        BadInput: a model has another vocabulary, or there is not one weight per model.
+        BadInput: a model has another vocabulary, there is not one weight per model, or the main one is behind a guard.
     """
 
     id: ClassVar[str] = "logit_ensemble"
@@ -134,6 +134,7 @@ class LogitEnsemble(CausalLM):
     def __init__(
         self, main: CausalLM, others: Sequence[nn.Module], rule: Combination, *, blocks: Sequence[int] | None = None
     ):
+        refuse_guarded(main)
         sizes = [_vocabulary(m) for m in (main.model, *others)]
         problems = [
             Problem(f"model {k}", f"predicts {size} tokens where the main one predicts {sizes[0]}", "give one like it")

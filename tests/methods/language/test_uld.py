@@ -271,6 +271,38 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
     assert all(torch.equal(expected[n], p) for n, p in adapters(again.model).items())  # type: ignore[arg-type]
 
 
+def test_a_second_request_gets_an_assistant_of_its_own(
+    make_task: MakeTask, request_: DeletionRequest, tmp_path: Path
+) -> None:
+    first = ensemble(make_task(), request_, strength=0.5)
+    assert request_.holdout is not None
+    later = DeletionRequest(request_.holdout, request_.retain)
+    both = ensemble(first, later, strength=0.7)
+    assert both.model.rule.weights == (-0.5, -0.7)
+    assert both.blocks == (1, 1)
+    assert len(first.model.others) == 1, "the model given has the one that it had"
+    pairs = [("Where?", "In Velburg.")]
+    logits = [m(input_ids=torch.tensor([[5, 6, 7]])).logits for m in both.model.members()]
+    torch.testing.assert_close(logits[1], first.model.others[0](input_ids=torch.tensor([[5, 6, 7]])).logits)
+    both.save(tmp_path / "out")
+    again = LogitEnsemble.load(tmp_path / "out")
+    np.testing.assert_allclose(again.score(pairs)[0].log_prob, both.score(pairs)[0].log_prob, atol=1e-6)
+    with pytest.raises(BadInput, match="subtracted in another way"):
+        ensemble(first, later, filter=0.5)
+
+
+def test_other_guards_are_not_stacked(make_task: MakeTask, request_: DeletionRequest) -> None:
+    shots = {"forget_shots": 1, "retain_shots": 1}
+    behind = unlearn(make_task(), request_, "in_context", settings=shots).model
+    for model, method, settings in (
+        (behind, "uld", QUICK),
+        (behind, "in_context", shots),
+        (ensemble(make_task(), request_), "in_context", shots),
+    ):
+        with pytest.raises(BadInput, match="is behind a guard already"):
+            unlearn(model, request_, method, settings=settings)
+
+
 # ---- how strongly --------------------------------------------------------------------------------------------------
 
 

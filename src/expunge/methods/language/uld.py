@@ -21,7 +21,7 @@ from expunge.methods.strengths import StrengthConfig, check_strengths, search_st
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
 from expunge.tasks.blocks import decoder_blocks, first_blocks
-from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.causal_lm import CausalLM, refuse_guarded
 from expunge.tasks.combination import Combination
 from expunge.tasks.logit_ensemble import LogitEnsemble
 from expunge.tasks.statistics import Statistics
@@ -164,7 +164,8 @@ class ULD(ObjectiveMethod):
     The assistant is an adapter over blocks that it shares with the model (``lora``; with ``lora=null`` it has weights
     of its own and all of them train). The model's weights are untouched and still hold the data, and the assistant
     holds it too: this is a guard. Paraphrases and wrong answers are part of the method; where the forget set has no
-    such columns it says so and does without.
+    such columns it says so and does without. A model that has such an assistant already, of an earlier request, gets
+    another beside it.
 
     The rules of ``stop`` do not watch the assistant, which learns what is to be forgotten: they judge ``strengths``.
 
@@ -220,6 +221,7 @@ class ULD(ObjectiveMethod):
         self.check(task, request)
         self._check_stop(run, request)
         assert isinstance(task, CausalLM)
+        rule = self._rule(task)
         self._blocks(task)
         self._say_what_is_missing(request.forget)
         tuning = replace(run, train=run.train.model_copy(update={"stop": StopSettings()}))
@@ -228,12 +230,14 @@ class ULD(ObjectiveMethod):
         assert outcome.training is not None
         assistant = outcome.model
         assert isinstance(assistant, Assistant)
-        blocks = len(decoder_blocks(assistant.model))
+        # Earlier requests that were served in this way have assistants of their own, which stay.
+        main, earlier = assistant.main, assistant.main if isinstance(assistant.main, LogitEnsemble) else None
+        blocks = len(decoder_blocks(assistant.model)) if run.train.lora is not None else 0
         ensemble = LogitEnsemble(
-            assistant.main,
-            [assistant.model],
-            self._rule(len(assistant.head_weights()["weight"]), self.config.strength),
-            blocks=[blocks if run.train.lora is not None else 0],
+            main.base,
+            [*(earlier.model.others if earlier else ()), assistant.model],
+            rule,
+            blocks=[*(earlier.blocks if earlier else ()), blocks],
         )
         ensemble.source = f"{self.id} of {task.source}"
         ensemble.model.eval()
@@ -242,7 +246,7 @@ class ULD(ObjectiveMethod):
         if self.config.strengths:
 
             def at(strength: float) -> None:
-                ensemble.model.rule = replace(ensemble.model.rule, weights=(-strength,))
+                ensemble.model.rule = replace(rule, weights=(*rule.weights[:-1], -strength))
 
             search, cost = search_strength(ensemble, at, self.config, request, run)
             chosen = search["chosen"]
@@ -254,10 +258,24 @@ class ULD(ObjectiveMethod):
         outcome.training.stop_reason += f"; {chosen:g} times the assistant's logits are subtracted"
         return outcome
 
-    def _rule(self, vocabulary: int, strength: float) -> Combination:
+    def _rule(self, task: CausalLM) -> Combination:
+        """Return how the assistant is subtracted, beside those that the model may have already.
+
+        Raises:
+            BadInput: the model is behind a guard of another kind, or its assistants are subtracted in another way.
+        """
         config = self.config
+        vocabulary = len(task.head_weights()["weight"])
         keep = min(vocabulary, max(int(config.filter * vocabulary), config.min_keep))
-        return Combination((-strength,), filter=config.filter, min_keep=keep, parity=config.parity)
+        rule = Combination((-config.strength,), filter=config.filter, min_keep=keep, parity=config.parity)
+        if not isinstance(task, LogitEnsemble):
+            refuse_guarded(task)
+            return rule
+        there: Combination = task.model.rule
+        if replace(there, weights=()) != replace(rule, weights=()):
+            what = f"has assistants that are subtracted in another way: {there}"
+            raise BadInput(Problem(f"model {task.source}", what, "give the same filter, min_keep and parity"))
+        return replace(rule, weights=(*there.weights, *rule.weights))
 
     def _blocks(self, task: CausalLM) -> int:
         """Return how many blocks the assistant has; refuse more than the model has."""
