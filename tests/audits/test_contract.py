@@ -31,6 +31,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "model_utility": {"resamples": 100},
     "privleak": {"resamples": 100},
     "option_permutation": {"most_orders": 6},
+    "verifier": {"least_rows": 8, "least_accuracy": 0.34},
     "lira": {"shadows": 4, "max_steps": 2},
 }
 
