@@ -184,7 +184,7 @@ class AlternativesMethod(ObjectiveMethod):
     """An objective that reads the stream "alternative"; a method says where its answers come from."""
 
     @abstractmethod
-    def check_answers(self, forget: Dataset) -> None:
+    def check_answers(self, task: Task, forget: Dataset) -> None:
         """Refuse before any compute what the answers cannot be made from.
 
         Raises:
@@ -208,7 +208,7 @@ class AlternativesMethod(ObjectiveMethod):
             problems += error.problems
         try:
             if task.kind in self.tasks:
-                self.check_answers(request.forget)
+                self.check_answers(task, request.forget)
         except BadInput as error:
             problems += error.problems
         if problems:
@@ -224,7 +224,7 @@ class AlternativesMethod(ObjectiveMethod):
 class AnswersMethod(AlternativesMethod):
     """An objective whose alternative answers are what its ``AnswersConfig`` says."""
 
-    def check_answers(self, forget: Dataset) -> None:
+    def check_answers(self, task: Task, forget: Dataset) -> None:
         """Pair questions and answers once, to see that it can be done."""
         self.make_answers(None, forget)
 

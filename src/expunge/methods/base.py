@@ -140,8 +140,8 @@ class ObjectiveMethod(Method):
     def objective(self) -> Objective:
         """The weighted terms to minimise."""
 
-    def objective_for(self, task: Task, run: Run) -> Objective:
-        """The objective of this run; for terms that depend on the model or the seed, or that keep a state."""
+    def objective_for(self, task: Task, request: DeletionRequest, run: Run) -> Objective:
+        """The objective of this run; for terms that depend on model, seed or a teacher, or that keep a state."""
         return self.objective()
 
     def required(self) -> tuple[str, ...]:
@@ -179,7 +179,7 @@ class ObjectiveMethod(Method):
         """Train a copy of the model on the objective."""
         self.check(task, request)
         self._check_stop(run, request)
-        objective = self.objective_for(task, run)
+        objective = self.objective_for(task, request, run)
         selection = selection_of(run.train)
         if selection is not None:
             selection.check(task, request)

@@ -63,7 +63,7 @@ class BadTeacher(ObjectiveMethod):
         """Both divergences; what is taught on the forget set is only known with the model."""
         return self._terms(None)
 
-    def objective_for(self, task: Task, run: Run) -> Objective:
+    def objective_for(self, task: Task, request: DeletionRequest, run: Run) -> Objective:
         """Both divergences, with an ignorant teacher of this model's architecture."""
         return self._terms(task.fresh(draw(run.train.seed, "ignorant teacher") % 2**31))
 

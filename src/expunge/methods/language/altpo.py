@@ -112,7 +112,7 @@ class AltPO(AlternativesMethod):
         preference = preference_term("altpo", self.config.beta, self.config.forget_weight)
         return Objective((preference, *self.config.retain_terms()))
 
-    def check_answers(self, forget: Dataset) -> None:
+    def check_answers(self, task: Task, forget: Dataset) -> None:
         """Refuse a column that cannot be used, and text without a question to sample answers to."""
         if self.config.answers_column:
             alternatives(forget, column_answers(forget, self.config.answers_column))

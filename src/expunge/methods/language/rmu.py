@@ -166,7 +166,7 @@ class RMU(ObjectiveMethod):
         """The terms on a model of 16 blocks or more, with the control vector of seed 0."""
         return self._terms(self.layer(16), 0)
 
-    def objective_for(self, task: Task, run: Run) -> Objective:
+    def objective_for(self, task: Task, request: DeletionRequest, run: Run) -> Objective:
         """The terms on this model's layer, with the control vector of the run's seed."""
         return self._terms(self.layer(len(decoder_blocks(task.model))), run.train.seed)
 

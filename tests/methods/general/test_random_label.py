@@ -16,12 +16,13 @@ from scipy import stats
 from expunge.data.fictitious import FictitiousWorld
 from expunge.errors import BadInput
 from expunge.methods.base import settle
-from expunge.methods.language.random_label import (
+from expunge.methods.general.random_label import (
     RandomLabel,
     draw_label,
     label_options,
     labelled_pool,
     random_label_loss,
+    wrong_classes,
 )
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest, example_id
@@ -161,3 +162,52 @@ def test_its_settings() -> None:
     method, _ = settle(RandomLabel, {})
     assert method.required() == ()
     assert settle(RandomLabel, {"retain": "kl"})[0].required() == ("retain",)
+
+
+# ---- classifiers ---------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(2, 7))
+def test_a_label_that_is_left_out_is_never_drawn_and_the_others_are_alike(seed: int, classes: int) -> None:
+    drawn = Counter(draw_label(f"id{i}", classes, seed, without=1) for i in range(200))
+    assert 1 not in drawn
+    assert set(drawn) <= set(range(classes))
+    if classes > 2:
+        assert stats.chisquare([drawn[c] for c in range(classes) if c != 1]).pvalue > 1e-6
+
+
+def test_classes_are_drawn_by_id_alone(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("table")
+    encoded = task.encode(tiny_rows("table", range(8)))
+    once = wrong_classes(encoded, 3, "once", 0)
+    assert (once.targets != encoded.targets).all()
+    backwards = wrong_classes(encoded.take(range(7, -1, -1)), 3, "once", 0)
+    assert dict(zip(once.ids, once.targets.tolist(), strict=True)) == dict(
+        zip(backwards.ids, backwards.targets.tolist(), strict=True)
+    )
+    every = wrong_classes(encoded, 3, "epoch", 0)
+    assert len(every) == 16
+    with_truth = wrong_classes(encoded, 3, "epoch", 0, exclude=False)
+    assert len(with_truth) == 24
+
+
+@pytest.mark.parametrize("name", ["table", "resnet", "bert"])
+def test_a_classifier_learns_the_labels(tiny_predictor: Any, tiny_rows: Any, name: str) -> None:
+    task = tiny_predictor(name)
+    request = DeletionRequest(tiny_rows(name, range(6)), tiny_rows(name, range(10, 30)))
+    settings = {"epochs": 60, "learning_rate": 1e-2, "warmup": 0.0}
+    done = unlearn(task, request, "random_label", settings=settings)
+    assert done.config["labels"] == {"options": [3, 3], "true_by_chance": 0.0}
+    labels = wrong_classes(task.encode(request.forget), 3, "once", 0)
+    loss = done.model.statistics(labels).nll.mean()
+    assert loss < 0.7 * task.statistics(labels).nll.mean()
+
+
+def test_options_of_a_language_model_are_refused_for_a_classifier(tiny_predictor: Any, tiny_rows: Any) -> None:
+    with pytest.raises(BadInput, match="labels of a tabular_classifier are its classes"):
+        unlearn(
+            tiny_predictor("table"),
+            DeletionRequest(tiny_rows("table", range(6))),
+            "random_label",
+            settings={"options_column": "options"},
+        )
