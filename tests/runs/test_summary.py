@@ -9,6 +9,7 @@ from datasets import Dataset
 from expunge.audits.base import Finding
 from expunge.requests.request import DeletionRequest
 from expunge.runs import summary
+from expunge.tasks.causal_lm import CausalLM
 
 
 def examples(kind: str, count: int) -> Dataset:
@@ -65,7 +66,7 @@ def done(steps: int, kept: int) -> dict[str, Any]:
 
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:
-    training = summary.training_summary(done(5000, 40))
+    training = summary.training_summary(done(5000, 40), CausalLM)
     assert training is not None
     assert list(training.loss) == ["npo", "retain_nll"]
     assert len(training.loss["npo"]) <= summary.DRAWN + 1
@@ -76,7 +77,7 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
 
 
 def test_nothing_trained_is_no_curve() -> None:
-    assert summary.training_summary({"training": None}) is None
+    assert summary.training_summary({"training": None}, CausalLM) is None
 
 
 def test_crashed_audits_are_named() -> None:

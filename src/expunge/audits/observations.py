@@ -277,6 +277,10 @@ class Observations:
         """Return role -> example id -> model -> greedy answer, for what was generated so far."""
         out: dict[str, dict[str, dict[str, str]]] = {}
         if self._predicts:
+            for name, slot in self._slots.items():
+                for role, predicted in slot.predictions.items():
+                    for identity, said in predicted.in_words().items():
+                        out.setdefault(role, {}).setdefault(identity, {})[name] = said
             return out
         for role in self.examples.roles:
             for identity, prompt in self.examples.prompts(role).items():

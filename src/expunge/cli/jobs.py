@@ -49,6 +49,15 @@ Dtype = typer.Option(None, help="float32, bfloat16 or float16.", rich_help_panel
 Device = typer.Option(None, help="auto, cpu, cuda or cuda:1.", rich_help_panel=MODELS)
 Template = typer.Option(None, help="How prompt and answer are joined: '{prompt} {answer}'.", rich_help_panel=MODELS)
 Chat = typer.Option(None, help="Chat template of the tokenizer: auto, always or never.", rich_help_panel=MODELS)
+Factory = typer.Option(
+    None,
+    help="Function that made a plain torch module, as module:function; its code is run.",
+    rich_help_panel=MODELS,
+    metavar="NAME",
+)
+Augment = typer.Option(
+    None, help="What training changes in images: none, flip, shift or flip_shift.", rich_help_panel=MODELS
+)
 MaxLength = typer.Option(None, help="Longest example in tokens.", rich_help_panel=MODELS)
 Audits = typer.Option([], "--audit", help="Run only this audit; repeatable.", rich_help_panel=HOW, metavar="NAME")
 Seed = typer.Option(None, help="Everything random follows from it.", rich_help_panel=HOW)
@@ -74,6 +83,8 @@ def unlearn(
     template: str | None = Template,
     chat: str | None = Chat,
     max_length: int | None = MaxLength,
+    factory: str | None = Factory,
+    augment: str | None = Augment,
     method: str | None = typer.Option(None, help="How to forget; see `expunge methods`.", rich_help_panel=HOW),
     overrides: list[str] = Set,
     audits: list[str] = Audits,
@@ -91,7 +102,8 @@ def unlearn(
     """
     given = {"model": model, "forget": forget, "retain": retain, "holdout": holdout, "name": name, "scenario": scenario,
              "duplicates": duplicates, "oracle": oracle, "dtype": dtype, "device": device, "template": template,
-             "chat": chat, "max_length": max_length, "method": method, "audits": audits, "seed": seed}  # fmt: skip
+             "chat": chat, "max_length": max_length, "factory": factory, "augment": augment,
+             "method": method, "audits": audits, "seed": seed}  # fmt: skip
     asked = _read(recipe, given, overrides, "unlearn", out)
     folder = out if out is not None else Path("runs") / f"{_file_name(asked.name)}-{_file_name(asked.method)}"
     with Shown() as progress:
@@ -128,6 +140,8 @@ def audit(
     template: str | None = Template,
     chat: str | None = Chat,
     max_length: int | None = MaxLength,
+    factory: str | None = Factory,
+    augment: str | None = Augment,
     removal_level: str | None = typer.Option(
         None,
         help="How the model was made: guard, adapter, approximate, exact or unknown; read from the model's folder if "
@@ -147,7 +161,8 @@ def audit(
     """Prove only: judge a model, however it was made."""
     given = {"model": model, "original": original, "forget": forget, "retain": retain, "holdout": holdout, "name": name,
              "scenario": scenario, "duplicates": duplicates, "oracle": oracle, "dtype": dtype, "device": device,
-             "template": template, "chat": chat, "max_length": max_length, "audits": audits, "seed": seed}  # fmt: skip
+             "template": template, "chat": chat, "max_length": max_length, "factory": factory,
+             "augment": augment, "audits": audits, "seed": seed}  # fmt: skip
     asked = _read(recipe, given, overrides, "audit", out)
     with Shown() as progress:
         progress.stage("starting")

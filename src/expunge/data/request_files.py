@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from expunge.data.columns import ALIASES
 from expunge.data.files import Duplicates, try_read_examples
+from expunge.data.labelled import NAMES, Inputs, try_read_labelled
 from expunge.data.sources import Source
 from expunge.errors import BadInput, Problem
 from expunge.requests.request import ROLES, DeletionRequest, Scenario, request_problems
@@ -23,6 +25,7 @@ def read_request(
     known_fraction: float = 1.0,
     limit: int | None = None,
     split: str | None = None,
+    inputs: Inputs | None = None,
 ) -> DeletionRequest:
     """Read a deletion request.
 
@@ -37,6 +40,7 @@ def read_request(
         known_fraction: for corrective requests, the share of the bad examples that ``forget`` names, in (0, 1].
         limit: read the first so many rows of each source only.
         split: which split, of sources that have several.
+        inputs: for a classifier or regressor, what it is given: "image", "text" or "tabular"; see ``read_labelled``.
 
     Returns:
         The request.
@@ -48,12 +52,13 @@ def read_request(
         role: source for role, source in zip(ROLES, (forget, retain, holdout), strict=True) if source is not None
     }
     problems: list[Problem] = []
+    known = ALIASES if inputs is None else NAMES
     for key in columns or {}:
         role, dot, column = key.partition(".")
-        if dot and (role not in ROLES or column not in ALIASES):
+        if dot and (role not in ROLES or column not in known):
             fix = f"write a column, or role.column, with a role of {', '.join(ROLES)}"
             problems.append(
-                Problem("columns", f"'{key}' names no column of a set", f"{fix}; columns: {', '.join(ALIASES)}")
+                Problem("columns", f"'{key}' names no column of a set", f"{fix}; columns: {', '.join(known)}")
             )
     sets = {}
     for role, source in sources.items():
@@ -61,9 +66,11 @@ def read_request(
         mapping = {key: actual for key, actual in (columns or {}).items() if "." not in key}
         prefix = f"{role}."
         mapping |= {k.removeprefix(prefix): v for k, v in (columns or {}).items() if k.startswith(prefix)}
-        examples, found = try_read_examples(
-            source, columns=mapping, duplicates=duplicates, limit=limit, split=split, role=role
-        )
+        options: dict[str, Any] = {"columns": mapping, "duplicates": duplicates, "limit": limit, "split": split}
+        if inputs is None:
+            examples, found = try_read_examples(source, **options, role=role)
+        else:
+            examples, found = try_read_labelled(source, inputs, **options, role=role)
         problems += found.all()
         if examples is not None:
             sets[role] = examples

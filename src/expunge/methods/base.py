@@ -195,7 +195,7 @@ class ObjectiveMethod(Method):
         probe = None
         if run.train.stop.every:
             sets = {role: model.encode(examples) for role, examples in request.sets().items()}
-            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, model.outcomes)
+            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, model.outcomes, model.unit)
         outcome = train(
             model,
             objective,

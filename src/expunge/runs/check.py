@@ -19,6 +19,7 @@ from expunge.errors import BadInput, Problem
 from expunge.methods.base import Method, ObjectiveMethod, settle
 from expunge.methods.run import METHODS
 from expunge.registry import near_names
+from expunge.requests.labelled import labelled_preflight
 from expunge.requests.preflight import preflight
 from expunge.requests.request import DeletionRequest
 from expunge.runs import facts, summary
@@ -28,6 +29,10 @@ from expunge.runs.progress import Progress
 from expunge.runs.recipe import Command, Recipe
 from expunge.tasks.causal_lm import CausalLM, config_of
 from expunge.tasks.encoding import TextEncoder
+from expunge.tasks.factories import check_factory
+from expunge.tasks.loading import options_of, task_class
+from expunge.tasks.predictor import Predictor
+from expunge.tasks.reading import Reading, reading_of
 from expunge.training.settings import TrainSettings
 from expunge.verdict import VerdictSettings
 
@@ -100,31 +105,32 @@ def check(
         if chosen is not None:
             settled = _try(problems, "settings", lambda: settle(chosen, {"seed": recipe.seed, **recipe.settings}))
             method, train = settled or (None, None)
-    audits = _try(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings)) or []
+    model = _try(problems, "model", lambda: ground.once("model", named, call=lambda: _described(recipe)))
+    kind = model.kind if isinstance(model, Reading) else CausalLM.kind
+    audits = _try(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings, kind)) or []
     verdict = _verdict(recipe.verdict, problems)
     _try(problems, "device", lambda: device_of(recipe.device))
     request = _try(
         problems,
         "request",
-        lambda: ground.once("request", named, call=lambda: _request(recipe)),
+        lambda: ground.once("request", named, call=lambda: _request(recipe, model)),
     )
     if out is not None:
         inputs = {"model": recipe.model, "original": recipe.original, "forget set": recipe.forget}
         inputs |= {"retain set": recipe.retain, "holdout set": recipe.holdout}
         problems += out.problems({**inputs, **{f"oracle {k}": path for k, path in enumerate(recipe.oracle, 1)}})
-    encoder = _try(problems, "model", lambda: ground.once("encoder", named, call=lambda: _encoder(recipe)))
     for name, path in (("original", recipe.original), *(("oracle", path) for path in recipe.oracle)):
         if path is not None:
-            _try(problems, name, lambda path=path: _config(path))  # type: ignore[misc]
+            _try(problems, name, lambda path=path: _comparable(path, model, recipe))  # type: ignore[misc]
     if request is not None:
-        longest = encoder.max_length if encoder else None
-        found = ground.once("preflight", named, call=lambda: preflight(request, encoder, max_length=longest))
+        found = ground.once("preflight", named, call=lambda: _preflight(request, model))
         problems += [p for p in found if p.severity == "error"]
         for problem in found:
             if problem.severity == "warning" and progress is not None:
                 progress.warn(problem)
         if method is not None:
-            _try(problems, "method", lambda: method.check(cast("Any", CausalLM), request))
+            served: Any = model if isinstance(model, Reading) else CausalLM
+            _try(problems, "method", lambda: method.check(served, request))
     if train is not None:
         problems += _blind(recipe, train)
         if train.stop.forget_target == "oracle" and not recipe.oracle:
@@ -150,11 +156,11 @@ def check(
 # The parts of a recipe that say what a job starts from.
 _GROUND = (
     "model", "original", "oracle", "forget", "retain", "holdout", "scenario", "name", "columns", "duplicates",
-    "template", "chat", "max_length",
+    "template", "chat", "max_length", "factory", "augment",
 )  # fmt: skip
 
 
-def _request(recipe: Recipe) -> DeletionRequest:
+def _request(recipe: Recipe, model: TextEncoder | Reading | None) -> DeletionRequest:
     return read_request(
         recipe.forget,
         recipe.retain,
@@ -163,7 +169,14 @@ def _request(recipe: Recipe) -> DeletionRequest:
         name=recipe.name,
         columns=recipe.columns,
         duplicates=recipe.duplicates,
+        inputs=cast("Any", model.inputs.name) if isinstance(model, Reading) else None,
     )
+
+
+def _preflight(request: DeletionRequest, model: TextEncoder | Reading | None) -> list[Problem]:
+    if isinstance(model, Reading):
+        return labelled_preflight(request, model)
+    return preflight(request, model, max_length=model.max_length if model else None)
 
 
 def _try(problems: list[Problem], where: str, call: Callable[[], T]) -> T | None:
@@ -213,16 +226,53 @@ def loading_of(recipe: Recipe) -> dict[str, Any]:
         "template": recipe.template,
         "chat": recipe.chat,
         "max_length": recipe.max_length,
+        "factory": recipe.factory,
+        "augment": recipe.augment,
     }
 
 
-def _config(path: str) -> Any:
-    """Read a model's configuration, or say what is wrong with the path."""
+def _described(recipe: Recipe) -> TextEncoder | Reading:
+    """Return how examples are read for the model, without loading its weights.
+
+    Raises:
+        BadInput: there is no model, or the recipe has options that its kind does not know.
+    """
+    place = _place(recipe.model)
+    kind = task_class(place)
+    loading = options_of(kind, recipe.model, {**loading_of(recipe), "device": None})
+    if kind is Predictor:
+        check_factory(place, recipe.factory)
+        return reading_of(place, max_length=loading.get("max_length"), augment=loading.get("augment"))
+    return _encoder(recipe)
+
+
+def _comparable(path: str, model: TextEncoder | Reading | None, recipe: Recipe) -> None:
+    """Refuse a model that there is not, or whose predictions cannot be compared with those of the one judged."""
+    if not isinstance(model, Reading):
+        _config(path)
+        return
+    place = _place(path)
+    if task_class(place) is not Predictor:
+        raise BadInput(Problem(f"model {path}", f"is no {model.kind}", "give a model that was made for the same data"))
+    check_factory(place, recipe.factory)
+    if reading_of(place).outcome != model.outcome:
+        what = "predicts other classes, or numbers on another scale, than the model given"
+        raise BadInput(Problem(f"model {path}", what, "give a model that was made for the same data"))
+
+
+def _place(path: str) -> str | Path:
+    """Return where a model is, or say that nothing is there."""
     place = model_path(path)
     if not Path(place).exists() and _is_local(path):
         near = near_names(Path(path).name, _neighbours(Path(path)))
         fix = near if near.startswith("did you mean") else f"give {_MODEL}"
         raise BadInput(Problem(f"model {path}", "is not there", fix))
+    return place
+
+
+def _config(path: str) -> Any:
+    """Read a model's configuration, or say what is wrong with the path."""
+    place = _place(path)
     try:
         return config_of(place)
     except Exception as error:

@@ -178,7 +178,7 @@ def _prove(
         removal_level=done["removal_level"],
         models={name: summary.model_summary(m, str(model_path(paths[name]))) for name, m in models.items()},
         method=MethodSummary(recipe.method, dict(recipe.settings), type(checked.method).paper),
-        training=summary.training_summary(done),
+        training=summary.training_summary(done, models["unlearned"]),
         recipe=recipe.to_dict("unlearn"),
         versions=known["versions"],
         hardware=known["hardware"],

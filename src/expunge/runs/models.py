@@ -13,6 +13,7 @@ from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import Prompt
 from expunge.tasks.loading import load_task
+from expunge.tasks.storage import is_model
 from expunge.tasks.tokens import TokenScores
 
 
@@ -153,7 +154,7 @@ def model_path(path: str | Path) -> str | Path:
     """Return the model in a run folder where the path is one, otherwise the path itself."""
     folder = Path(path)
     inside = folder / "model"
-    return inside if not (folder / "config.json").exists() and (inside / "config.json").is_file() else path
+    return inside if not is_model(folder) and is_model(inside) else path
 
 
 def stated_level(model: AnyModel) -> str:

@@ -53,6 +53,12 @@ class Recipe(BaseModel):
     template: str | None = Field(None, description="how prompt and answer are joined, such as '{prompt} {answer}'")
     chat: Literal["auto", "always", "never"] | None = Field(None, description="use of the tokenizer's chat template")
     max_length: PositiveInt | None = Field(None, description="longest example in tokens; the model's limit if left out")
+    factory: str | None = Field(
+        None, description="module:function that made a plain torch module; its code is run, so name only what you trust"
+    )
+    augment: Literal["none", "flip", "shift", "flip_shift"] | None = Field(
+        None, description="what training changes at random in images; what the model's folder says if left out"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the weights")
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU if there is one")
     seed: int = Field(0, ge=0, description="everything random follows from it")

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from datasets import Dataset
+
 from expunge.audits.base import Finding
 from expunge.audits.suite import AUDITS, AuditResult
 from expunge.methods.base import Unlearned
 from expunge.reports.report import AuditSummary, ModelSummary, PathPoint, RequestSummary, Sample, Training
+from expunge.requests.places import SOURCE_FILE, SOURCE_LINE, place
 from expunge.requests.request import DeletionRequest
 from expunge.runs.facts import weights_sha256
 from expunge.tasks.cost import Cost
@@ -59,12 +62,26 @@ def samples(request: DeletionRequest, answers: Mapping[str, Mapping[str, Mapping
     quoted: list[Sample] = []
     for role, examples in request.sets().items():
         given = answers.get(role, {})
-        chosen = [row for row in examples.select_columns(["id", "prompt", "answer"]) if row["id"] in given]
-        quoted += [
-            Sample(row["id"], row["prompt"], row["answer"], role, dict(given[row["id"]]))
-            for row in chosen[: QUOTED[role]]
-        ]
+        found = [(i, identity) for i, identity in enumerate(examples["id"]) if identity in given]
+        for index, identity in found[: QUOTED[role]]:
+            asked, true = question(examples, index)
+            quoted.append(Sample(identity, asked, true, role, dict(given[identity])))
     return quoted
+
+
+def question(examples: Dataset, index: int) -> tuple[str, str]:
+    """Return what an example asks of a model and the true answer, in words; an image is named by where it is from."""
+    shown = examples.remove_columns([c for c in ("image",) if c in examples.column_names])
+    row = shown[index]
+    if "prompt" in row:
+        return row["prompt"], row["answer"]
+    true = row.get("label", row.get("target"))
+    if "image" in examples.column_names:
+        return f"the image {place(examples, index)}", str(true)
+    if "text" in row:
+        return row["text"], str(true)
+    hidden = {"id", "label", "target", SOURCE_FILE, SOURCE_LINE}
+    return ", ".join(f"{name} {value}" for name, value in row.items() if name not in hidden), str(true)
 
 
 def audit_limits(request: DeletionRequest, asked: Mapping[str, int] | None) -> dict[str, int]:
@@ -130,8 +147,13 @@ def forgotten(outcome: Unlearned) -> dict[str, Any]:
     }
 
 
-def training_summary(done: Mapping[str, Any]) -> Training | None:
-    """Return how forgetting went from what ``forgotten`` wrote; None where nothing was trained."""
+def training_summary(done: Mapping[str, Any], model: Any) -> Training | None:
+    """Return how forgetting went from what ``forgotten`` wrote; None where nothing was trained.
+
+    Args:
+        done: what ``forgotten`` returned.
+        model: the model, which knows what its losses are called.
+    """
     trained = done["training"]
     if trained is None:
         return None
@@ -148,8 +170,8 @@ def training_summary(done: Mapping[str, Any]) -> Training | None:
             PathPoint(p["step"], p["forget_nll"], p["retain_nll"], kept=p["step"] == trained["kept_step"])
             for p in trained["probes"]
         ],
-        forget_statistic="answer NLL on the forget set (nats per token)",
-        retain_statistic="answer NLL on the retain set (nats per token)",
+        forget_statistic=f"{model.loss} on the forget set ({model.unit})",
+        retain_statistic=f"{model.loss} on the retain set ({model.unit})",
         forget_target=trained["probe_target"],
         stop_reason=reason,
     )

@@ -26,6 +26,7 @@ class Task(ABC):
 
     Attributes:
         kind: what methods and audits say they serve, such as "causal_lm".
+        loss, unit: what ``Statistics.mean_nll`` is, in words for messages and reports.
         model: the module that is trained and saved.
         cost: the account of what was spent on it.
         source: where it came from, for reports.
@@ -33,6 +34,8 @@ class Task(ABC):
 
     id: ClassVar[str]
     kind: str
+    loss: str = "answer NLL"
+    unit: str = "nats per token"
     model: Any
     cost: Cost
     source: str

@@ -6,12 +6,14 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from expunge.errors import BadInput, Problem
+from expunge.tasks.storage import stored_settings
 
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 # Functions that need no permission, because they are ours.
@@ -60,6 +62,19 @@ class Factory:
     def settings(self) -> dict[str, Any]:
         """Return plain values that describe it."""
         return {"function": self.function, "arguments": dict(self.arguments)}
+
+
+def check_factory(folder: str | Path, named: str | None) -> None:
+    """Refuse a folder whose module the user has not named the factory of, or a factory where none is needed.
+
+    Raises:
+        BadInput: see above.
+    """
+    stored = stored_settings(Path(folder))
+    if "factory" in stored:
+        allowed_factory(stored["factory"], named, f"model {folder}")
+    elif named is not None:
+        raise BadInput(Problem("factory", f"is given, and model {folder} needs none", "leave it out"))
 
 
 def allowed_factory(stored: Mapping[str, Any], named: str | None, place: str) -> Factory:

@@ -78,6 +78,16 @@ class Predictions:
         """Return example id -> value for (n,) values."""
         return dict(zip(self.ids, values.astype(float).tolist(), strict=True))
 
+    def in_words(self) -> dict[str, str]:
+        """Return example id -> what the model predicts: a class with its probability, or numbers in their unit."""
+        if self.classes:
+            best = self.probabilities.max(-1)
+            said = [f"{self.classes[k]} ({p:.0%})" for k, p in zip(self.predicted, best, strict=True)]
+        else:
+            rows = self.outputs * np.asarray(self.scale) + np.asarray(self.centre)
+            said = [", ".join(f"{value:.4g}" for value in row) for row in rows]
+        return dict(zip(self.ids, said, strict=True))
+
     def take(self, indices: Sequence[int] | NDArray[Any]) -> Predictions:
         """Return the predictions at these indices, in this order."""
         chosen = np.asarray(indices, dtype=int)

@@ -21,13 +21,14 @@ from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import LabelledExamples, Positions
-from expunge.tasks.factories import Factory, allowed_factory
+from expunge.tasks.factories import Factory, allowed_factory, check_factory
 from expunge.tasks.heads import calls_of, head_name, mixing_layers, read_rows, without_batch_statistics
 from expunge.tasks.image_inputs import Augment, ImageInputs
-from expunge.tasks.inputs import Inputs, inputs_of
-from expunge.tasks.outcomes import Classes, Numbers, Outcome, outcome_of
+from expunge.tasks.inputs import Inputs
+from expunge.tasks.outcomes import Classes, Numbers, Outcome
 from expunge.tasks.predictions import ExampleRow, ExampleScore, Predictions, by_set
 from expunge.tasks.pretrained import WEIGHTS, load_module, load_pretrained, loader_of, outcome_for
+from expunge.tasks.reading import Reading, reading_of
 from expunge.tasks.statistics import RegressionStatistics, Statistics
 from expunge.tasks.storage import (
     DTYPES,
@@ -68,7 +69,11 @@ class Predictor(Task):
     ):
         self.model: Any = model
         self.inputs, self.outcome, self.factory, self.source = inputs, outcome, factory, source
-        self.kind = "regressor" if isinstance(outcome, Numbers) else f"{inputs.name}_classifier"
+        self.kind = Reading(inputs, outcome).kind
+        if isinstance(outcome, Numbers):
+            self.loss, self.unit = "squared error", "on the model's scale"
+        else:
+            self.loss, self.unit = "cross-entropy", "nats"
         self.cost = Cost()
         self._head = head_name(model, outcome.width)
         self._flops_per_number = 0.0
@@ -175,29 +180,16 @@ class Predictor(Task):
                 that was not named.
         """
         check_loading(dtype, device)
-        folder, stored = Path(path), stored_settings(Path(path))
-        made: Factory | None = None
+        check_factory(path, factory)
+        stored, made = stored_settings(Path(path)), None
         if "factory" in stored:
             made = allowed_factory(stored["factory"], factory, f"model {path}")
-            model = load_module(made, folder)
-        elif factory is not None:
-            raise BadInput(Problem("factory", f"is given, and {path} needs none", "leave it out"))
+            model = load_module(made, Path(path))
         else:
             model = load_pretrained(path)
-        config: Any = getattr(model, "config", None)
         model.to(device=device, dtype=DTYPES[dtype])
-        if "inputs" in stored:
-            inputs = inputs_of(stored["inputs"], folder)
-        elif "ForSequenceClassification" in type(model).__name__:
-            inputs = TextInputs.read(path, getattr(config, "max_position_embeddings", None))
-        else:
-            inputs = ImageInputs.read(folder, config.to_dict() if config is not None else {})
-        if isinstance(inputs, ImageInputs) and augment is not None:
-            inputs = ImageInputs.of({**inputs.settings(), "augment": augment})
-        if isinstance(inputs, TextInputs) and max_length is not None:
-            inputs.max_length = max_length
-        outcome = outcome_of(stored["outcome"]) if "outcome" in stored else outcome_for(model, None)
-        return cls(model, inputs, outcome, factory=made, source=str(path))
+        reading = reading_of(path, config=getattr(model, "config", None), max_length=max_length, augment=augment)
+        return cls(model, reading.inputs, reading.outcome, factory=made, source=str(path))
 
     def save(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the model so that plain ``from_pretrained`` (or the factory and safetensors) gives the same outputs.
@@ -223,6 +215,7 @@ class Predictor(Task):
                 assert self.factory is not None
                 save_model(plain, str(scratch / WEIGHTS))
                 settings["factory"] = self.factory.settings()
+                settings["note"] = f'`expunge.load_task(folder, factory="{self.factory.function}")`'
             self.inputs.save(scratch)
             write_settings(scratch, settings)
 
@@ -330,16 +323,7 @@ class Predictor(Task):
         Raises:
             BadInput: what is wrong with its inputs and with its labels, at once.
         """
-        problems: list[Problem] = []
-        parts: list[Any] = []
-        for part in (self.inputs, self.outcome):
-            try:
-                parts.append(part.encode(examples))
-            except BadInput as error:
-                problems += error.problems
-        if problems:
-            raise BadInput(problems)
-        return LabelledExamples(list(examples["id"]), parts[0], parts[1])
+        return Reading(self.inputs, self.outcome).encode(examples)
 
     def batch(self, encoded: LabelledExamples) -> dict[str, Tensor]:
         """Return what the model is called with, on its device: tensors with a leading batch dimension."""

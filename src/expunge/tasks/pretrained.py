@@ -30,6 +30,14 @@ def loader_of(config: Mapping[str, Any]) -> Any:
     return next((auto for end, auto in LOADERS.items() for name in names if str(name).endswith(end)), None)
 
 
+def config_or_none(path: str | Path) -> Any:
+    """Return the transformers configuration of a folder or hub name, or None where there is none."""
+    try:
+        return config_of(path)
+    except Exception:  # the library fails in as many ways as files and networks do
+        return None
+
+
 def load_pretrained(path: str | Path) -> PreTrainedModel:
     """Load a transformers model for image or sequence classification.
 
@@ -69,7 +77,8 @@ def load_module(factory: Factory, folder: Path) -> nn.Module:
 
 
 def outcome_for(model: Any, given: Outcome | Sequence[str] | None) -> Outcome:
-    """Return the outcome that is given, made of class names, or what a transformers model's configuration says.
+    """Return the outcome that is given, made of class names, or what a transformers model (or its
+    configuration) says.
 
     Raises:
         BadInput: nothing is given and the model is a plain module.
@@ -78,7 +87,7 @@ def outcome_for(model: Any, given: Outcome | Sequence[str] | None) -> Outcome:
         return given
     if given is not None:
         return Classes(tuple(given))
-    config = getattr(model, "config", None)
+    config = model if hasattr(model, "id2label") else getattr(model, "config", None)
     if config is None:
         raise BadInput(Problem("outcome", "is not known of a plain module", "name the classes, or give Numbers"))
     if config.problem_type == "regression" or config.num_labels == 1:

@@ -48,7 +48,8 @@ class Probe:
         settings: subset size, targets, ceiling, which checkpoint to keep.
         seed: of the subset.
         oracle: a model retrained without the forget set, for the target "oracle".
-        vocabulary: size of the vocabulary; a retain NLL above its logarithm is a collapse.
+        vocabulary: size of the vocabulary, or number of classes; a retain NLL above its logarithm is a collapse.
+        unit: of the losses, for messages.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class Probe:
         seed: int,
         oracle: Task | None = None,
         vocabulary: int | None = None,
+        unit: str = "nats per token",
     ):
-        self.settings = settings
+        self.settings, self.unit = settings, unit
         self.sets = {role: _subset(encoded, settings.probe_size, seed) for role, encoded in sets.items()}
         self.points: list[ProbePoint] = []
         self.ceiling = math.log(vocabulary) if vocabulary else math.inf
@@ -99,11 +101,11 @@ class Probe:
             return "collapsed: the probe's loss is not finite"
         if point.retain_nll is not None and first.retain_nll is not None:
             if point.retain_nll > self.ceiling and first.retain_nll < self.ceiling:
-                return f"collapsed: retained answers are less likely than random tokens (NLL {point.retain_nll:.1f})"
+                return f"collapsed: retained answers are less likely than random ones (NLL {point.retain_nll:.1f})"
             if not self.within_ceiling(point):
-                return f"retain ceiling: NLL rose from {first.retain_nll:.3f} to {point.retain_nll:.3f} nats per token"
+                return f"retain ceiling: NLL rose from {first.retain_nll:.3f} to {point.retain_nll:.3f} {self.unit}"
         if self.target is not None and point.forget_nll is not None and point.forget_nll >= self.target:
-            return f"forget target reached: NLL {point.forget_nll:.3f} >= {self.target:.3f} nats per token"
+            return f"forget target reached: NLL {point.forget_nll:.3f} >= {self.target:.3f} {self.unit}"
         return None
 
     def within_ceiling(self, point: ProbePoint) -> bool:

@@ -1,8 +1,9 @@
 """Prediction loss: how well a classifier or regressor still predicts the examples of each set.
 
-Per-example statistic for the verdict: ``prediction_loss`` on the forget and the retain set: the cross-entropy of the
-true class in nats, or the squared error of a regressor on the scale on which it learns. Everything that an attacker
-computes from the confidence in the true class is monotone in it.
+Per-example statistic for the verdict, on the forget and the retain set: ``confidence``, the probability of the true
+class, or ``prediction_loss``, the squared error of a regressor on the scale on which it learns. Of a classifier, the
+confidence and not its logarithm, although one is monotone in the other: how unlikely a class is that was never seen
+differs by many nats from seed to seed, and next to that nothing else could be told.
 
 Source: Yeom et al. 2018, Privacy Risk in Machine Learning (arXiv:1709.01604).
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from expunge.audits.base import Audit, Estimate, Finding, Plot, Scalar
+import numpy as np
+
+from expunge.audits.base import Audit, Estimate, Evidence, Finding, Plot, Scalar
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 from expunge.tasks.kinds import PREDICTORS
 
 ROLES = ("forget", "retain", "holdout")
-STATISTIC = "prediction_loss"
 
 
 class PredictionLoss(Audit):
@@ -45,26 +47,37 @@ class PredictionLoss(Audit):
             ]
             for model in seen.models:
                 found = seen.predictions(model, role)
-                values.add(model, role, STATISTIC, found.by_id(found.nll))
+                values.add(model, role, "prediction_loss", found.by_id(found.nll))
+                if not numbers:
+                    values.add(model, role, "confidence", found.by_id(np.exp(-found.nll)))
                 values.add(model, role, second, found.by_id(found.absolute_error if numbers else found.correct))
-                estimates[model][f"{role}_loss"] = values.mean(model, role, STATISTIC)
+                estimates[model][f"{role}_loss"] = values.mean(model, role, "prediction_loss")
                 estimates[model][f"{role}_{second}"] = values.mean(model, role, second)
         plot = Plot(
             "distribution",
             "How wrong each model is about the examples to be forgotten",
             "squared error" if numbers else "cross-entropy (nats)",
             "examples",
-            {model: list(values.get(model, "forget", STATISTIC).values()) for model in seen.models},
+            {model: list(values.get(model, "forget", "prediction_loss").values()) for model in seen.models},
         )
         return Finding(
             self.id,
             scalars=scalars,
             estimates=estimates,
             per_example=values.per_example(),
-            evidence=[*values.evidence(STATISTIC, "forget", "low"), *values.evidence(STATISTIC, "retain", "low")],
+            evidence=_evidence(values, numbers),
             plots=[plot],
             attempted={"examples": {role: len(seen.examples.dataset(role)) for role in roles}},
         )
+
+
+def _evidence(values: Values, numbers: bool) -> list[Evidence]:
+    if numbers:
+        return [
+            *values.evidence("prediction_loss", "forget", "low"),
+            *values.evidence("prediction_loss", "retain", "low"),
+        ]
+    return [*values.evidence("confidence", "forget", "high"), *values.evidence("confidence", "retain", "high")]
 
 
 def _low(knowing: bool) -> Literal["low", "none"]:
