@@ -25,7 +25,7 @@ from expunge.tasks.causal_lm import CausalLM, refuse_guarded
 from expunge.tasks.combination import Combination
 from expunge.tasks.logit_ensemble import LogitEnsemble
 from expunge.tasks.statistics import Statistics
-from expunge.training.objective import Objective, Stream, Term, nll
+from expunge.training.objective import CHUNK, Objective, Stream, Term, nll
 from expunge.training.plan import ALTERNATIVE, draw
 from expunge.training.settings import StopSettings
 
@@ -70,17 +70,40 @@ class ULDConfig(StrengthConfig):
     )
 
 
+class _UniformKL(torch.autograd.Function):
+    """KL from uniform per row with its closed-form gradient ``p - 1 / V``, formed in the forward, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor) -> Tensor:
+        vocabulary = logits.shape[-1]
+        divergence, gradient = logits.new_empty(len(logits)), torch.empty_like(logits)
+        step = max(1, CHUNK // vocabulary)
+        for start in range(0, len(logits), step):
+            rows = slice(start, start + step)
+            total = torch.logsumexp(logits[rows], dim=-1)
+            divergence[rows] = total - logits[rows].mean(-1) - math.log(vocabulary)
+            torch.sub(logits[rows], total[:, None], out=gradient[rows])
+            gradient[rows].exp_().sub_(1 / vocabulary)
+        ctx.save_for_backward(gradient)
+        return divergence
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * grads[0][:, None]
+
+
 def uniform_kl(logits: Tensor) -> Tensor:
     """KL(uniform || p) per row, ``-log V - (1 / V) sum_v log p_v``, in nats.
 
     Args:
-        logits: (..., V) of the assistant.
+        logits: (R, V) of the assistant.
 
     Returns:
-        (...) divergences, 0 where every token is as probable; the gradient is ``p - 1 / V``.
+        (R,) divergences, 0 where every token is as probable; the gradient is ``p - 1 / V``.
     """
-    # log p_v = z_v - logsumexp z: the sum over v needs no (..., V) tensor of its own.
-    return torch.logsumexp(logits, dim=-1) - logits.mean(-1) - math.log(logits.shape[-1])
+    divergence: Tensor = _UniformKL.apply(logits)
+    return divergence
 
 
 def uld_loss(forget_nll: Tensor, retain_logits: Tensor, retain_weight: float) -> Tensor:
