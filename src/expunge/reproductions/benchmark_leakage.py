@@ -31,8 +31,9 @@ class BenchmarkLeakageReproduction(Reproduction):
     """Small language models with forty multiple-choice items in their training data, and forty that they never saw.
 
     All of them learn the form of such items from others. One model meets the forty in their published order, four times
-    per epoch; one as often in another order, drawn once per item; one not at all. The audit asks each for the likelihood of all 24
-    orders. The first model then forgets the forty items, by gradient difference up to the loss of the third.
+    per epoch; one as often in another order, drawn once per item; one not at all. The audit asks each for the
+    likelihood of all 24 orders. The first model then forgets the forty items, by gradient difference up to the loss of
+    the third.
     """
 
     id = "benchmark_leakage"
