@@ -2,6 +2,7 @@
 #   make demo     set up, train a small model, delete facts from it, prove it, write a report
 #   make test     set up and run the tests (make slow: the minutes-long ones)
 #   make check    lint, format and types
+#   make results  the tables of docs/reproductions.md, from the results that are committed
 # Options: PYTHON=python3.12, VENV=/elsewhere, OUT=runs/mine, PIP_ARGS="--extra-index-url ...", ARGS="-k request"
 
 PYTHON   ?= python3
@@ -20,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # One thread per test worker: more of them fight over the same cores.
 PYTEST  := OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help setup demo test slow check clean
+.PHONY: help setup demo test slow check results clean
 
 help:
 	@sed -n 's/^#   *make /make /p' Makefile
@@ -53,6 +54,12 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: $(READY)
+	sed '/made by `make results`/q' docs/reproductions.md > docs/.reproductions.md
+	echo >> docs/.reproductions.md
+	$(OFFLINE) $(BIN)/expunge reproduce --table docs/results/reproductions >> docs/.reproductions.md
+	mv docs/.reproductions.md docs/reproductions.md
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

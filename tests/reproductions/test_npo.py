@@ -46,4 +46,4 @@ def test_a_law_that_is_not_there_is_seen() -> None:
     numbers |= {"ga_kl_to_retrained": 1.0, "npo_kl_to_retrained": 1.0}
     numbers |= {f"kept_after_{m}": 0.5 for m in METHODS}
     checks = NPOReproduction().judge([numbers])
-    assert [check.holds for check in checks] == [True, False, False, False, False, False]
+    assert [check.holds for check in checks] == [True, False, False, False, False, False, False]

@@ -46,7 +46,7 @@ def test_a_row_and_a_section_per_result() -> None:
     assert "| [dice](#dice) |" in text
     assert "| yes | 3 |" in text
     assert "`expunge reproduce coins`, 2026-01-02, commit abc1234, seeds 0, 1, 2, 2 cores (slow), no GPU" in text
-    assert "- **Does not hold**: tails. never seen" in text
+    assert "- **Does not hold**: tails. Never seen" in text
     assert "| `heads` | 3 | 2.5 to 3.5 | 3 |" in text
     assert "| `tails` | no data | - | 0 |" in text
     assert "not to be quoted" not in text
@@ -64,3 +64,18 @@ def test_results_are_read_sorted_and_what_is_none_is_named(tmp_path: Path) -> No
     assert len(caught.value.problems) == 2
     with pytest.raises(BadInput, match="holds no"):
         read_results(tmp_path / "nowhere")
+
+
+def test_the_page_shows_the_committed_results() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = (docs / "reproductions.md").read_text(encoding="utf-8")
+    shown = page.partition("made by `make results` from docs/results/reproductions. -->\n\n")[2]
+    assert shown == to_markdown(read_results(docs / "results" / "reproductions")), "run make results"
+
+
+def test_committed_results_are_of_a_commit_and_not_of_the_quick_version() -> None:
+    for result in read_results(Path(__file__).resolve().parents[2] / "docs" / "results" / "reproductions"):
+        assert not result["quick"], result["name"]
+        assert len(result["seeds"]) >= 3, result["name"]
+        assert result["facts"]["commit"], result["name"]
+        assert not result["facts"]["commit"].endswith("+"), f"{result['name']} was run from changed code"

@@ -25,6 +25,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "npo_1": ("npo", {"beta": 1.0, "retain": "none"}),
     "grad_diff": ("grad_diff", {}),
     "npo_rt": ("npo", {"beta": 0.1}),
+    # About as many as an answer has tokens: its forget term sums over them, GradDiff's averages.
+    "npo_rt_weight_10": ("npo", {"beta": 0.1, "retain_weight": 10.0}),
 }
 
 Loss = Callable[[Tensor], Tensor]
@@ -97,7 +99,14 @@ class NPOReproduction(Reproduction):
                 "kept_after_npo_rt",
                 "kept_after_grad_diff",
                 "NPO sums over an answer's tokens where GradDiff averages over them, so at equal weights its forget "
-                "term outweighs the retain term; and AdamW scales the fading of the gradient, NPO's advantage, away",
+                "term outweighs the retain term (see the next check)",
+            ),
+            compare(
+                "the same with ten times the retain weight, as answers have about ten tokens",
+                runs,
+                "kept_after_npo_rt_weight_10",
+                "kept_after_grad_diff",
+                "AdamW scales the fading of the gradient, NPO's advantage, away",
             ),
         ]
 

@@ -78,7 +78,7 @@ def _section(result: Mapping[str, Any]) -> list[str]:
     accelerators = ", ".join(hardware.get("accelerators", ())) or "no GPU"
     seeds = ", ".join(map(str, result["seeds"]))
     lines = [
-        f"## {result['name']}",
+        f"### {result['name']}",
         "",
         f"{result['paper']}. {result['claim']}",
         "",
@@ -88,9 +88,10 @@ def _section(result: Mapping[str, Any]) -> list[str]:
     if result["quick"]:
         lines += ["", "The quick version: not to be quoted."]
     lines.append("")
-    lines += [
-        f"- **{'Holds' if c['holds'] else 'Does not hold'}**: {c['claim']}. {c['detail']}" for c in result["checks"]
-    ]
+    for check in result["checks"]:
+        detail = check["detail"]
+        said = "Holds" if check["holds"] else "Does not hold"
+        lines.append(f"- **{said}**: {check['claim']}. {detail[:1].upper()}{detail[1:]}.")
     lines += ["", "| measured | mean | 95 % interval | seeds |", "| --- | ---: | ---: | ---: |"]
     for key, number in result["measured"].items():
         low, high = number["low"], number["high"]

@@ -54,8 +54,8 @@ class UnforgettableGeneralization(Reproduction):
     title = "random-label forgetting of skills: does it reach new questions, and what do probes still read"
     paper = "Zhang et al. 2024, Unforgettable Generalization in Language Models, arXiv:2409.02228"
     claim = (
-        "Random labels bring the forgotten questions to chance, but reach new questions of the task only in part, the "
-        "more so the surer the model was, and linear probes still read the answers"
+        "Random labels bring the forgotten questions to chance, but reach new questions of the task less, the surer "
+        "the model was; and linear probes still read the answers"
     )
 
     def run(self, seed: int, bench: Workbench) -> Mapping[str, float]:
@@ -93,6 +93,10 @@ class UnforgettableGeneralization(Reproduction):
         onset = [mean(runs, f"accuracy_on_forgotten_{n}") for n in names]
         reach = {n: mean(runs, f"forget_ratio_{n}") for n in names}
         head = {n: mean(runs, f"accuracy_on_{n}_after_forgetting_{n}") for n in names}
+        spared = {
+            n: sum(mean(runs, f"accuracy_on_{o}_after_forgetting_{n}") for o in names if o != n) / (len(names) - 1)
+            for n in names
+        }
         after, blank, before = (
             {n: mean(runs, f"probe_{when}_{n}") for n in names} for when in ("after", "random_weights", "before")
         )
@@ -111,6 +115,12 @@ class UnforgettableGeneralization(Reproduction):
             compare(
                 "forgetting reaches new questions more where the model was less sure", runs,
                 f"forget_ratio_{names[-1]}", f"forget_ratio_{names[0]}",
+            ),
+            Check(
+                "a skill that is not asked to be forgotten keeps more than the one that is",
+                all(spared[n] > head[n] for n in names),
+                f"accuracy on new questions of the other two skills {_by_skill(spared)}, named by the skill forgotten; "
+                "below 0.5 their answers are turned round",
             ),
             Check(
                 "a linear probe reads answers that the model no longer gives",
@@ -198,19 +208,19 @@ def forgotten(model: CausalLM, forget: Dataset, seed: int, bench: Workbench) -> 
         options[draw_label(row["id"], len(options), LABEL_SEED)]
         for row, options in zip(forget, label_options(forget), strict=True)
     ]
-    epochs = 10
+    epochs = 25
     while True:
         after = unlearn(
             model, DeletionRequest(forget), "random_label",
             settings={
-                "epochs": epochs, "batch_size": 32, "learning_rate": 1e-3, "warmup": 0.0, "schedule": "constant",
+                "epochs": epochs, "batch_size": 32, "learning_rate": 1e-4, "warmup": 0.0, "schedule": "constant",
                 "weight_decay": 0.0, "seed": seed, "label_seed": LABEL_SEED,
             },
             progress=bench.progress.step,
         ).model  # fmt: skip
         assert isinstance(after, CausalLM)
         fitted = accuracy(answer_probabilities(after, forget), forget, labels)
-        if fitted >= FITTED or epochs >= 160:
+        if fitted >= FITTED or epochs >= 200:
             return after, fitted, epochs
         epochs *= 2
 
