@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from expunge.data.tokenizer import small_tokenizer
-from expunge.methods.language.random_label import draw_label, label_options
+from expunge.methods.general.random_label import draw_label, label_options
 from expunge.methods.run import unlearn
 from expunge.reproductions.base import Check, Reproduction, Workbench, column, mean
 from expunge.reproductions.matched import compare
