@@ -14,13 +14,14 @@ from expunge.audits.suite import run_one
 from expunge.errors import BadInput, ExpungeError
 from expunge.methods.general.task_vector import negate_task_vector
 from expunge.methods.run import unlearn
-from expunge.reproductions.base import Check, Reproduction, Workbench, mean
+from expunge.reproductions.base import Check, Reproduction, Workbench, column, mean
 from expunge.reproductions.matched import TRAINING, at_forgetting, forgetting_path, model_at_forgetting
 from expunge.reproductions.world import World, small_world
 from expunge.tasks.causal_lm import CausalLM
 from expunge.training.probe import ProbePoint, measure
 
-LEVEL = 0.3
+# As far as unlearning in context gets before its questions have no room left.
+LEVEL = 0.4
 # A method is selective if, where it has forgotten to the level, it keeps at least so much more of everything else.
 SELECTIVE = 0.1
 CLASSES = ("objective", "merging", "in_context")
@@ -70,8 +71,17 @@ class SurveyReproduction(Reproduction):
 
     def judge(self, runs: Sequence[Mapping[str, float]]) -> Sequence[Check]:
         missing = [f"{name} in {n} seeds" for name in CLASSES if (n := sum(f"{name}_kept" not in r for r in runs))]
-        if missing:
-            return [Check("each class lowers what is known to the level", False, f"not reached: {', '.join(missing)}")]
+        least = {name: column(runs, f"{name}_least_known") for name in CLASSES}
+        lowest = ", ".join(f"{name} {_range(values)}" for name, values in least.items())
+        reached = Check(
+            "each class lowers what is known to the level",
+            not missing,
+            f"lowest mean probability on the path: {lowest}"
+            + (f"; not reached: {', '.join(missing)}" if missing else ""),
+        )
+        runs = [run for run in runs if all(f"{name}_kept" in run for name in CLASSES)]
+        if not runs:
+            return [reached]
 
         def each(name: str, key: str) -> list[float]:
             return [run[f"{name}_{key}"] for run in runs]
@@ -89,6 +99,7 @@ class SurveyReproduction(Reproduction):
         back = {name: [r[f"{name}_relearned"] - r["oracle_relearned"] for r in runs] for name in CLASSES}
         rises = [f"{name} {_range(values, '+')}" for name, values in back.items()]
         return [
+            reached,
             selective("objective"),
             selective("merging"),
             selective(
@@ -115,7 +126,8 @@ class SurveyReproduction(Reproduction):
             Check(
                 "none takes the knowledge out: fine-tuning on one half brings back more of the other than it teaches",
                 min(value for values in back.values() for value in values) > 0,
-                f"rise of the mean probability beyond the retrained model's: {', '.join(rises)}",
+                f"rise of the mean probability beyond the retrained model's: {', '.join(rises)}; for in-context "
+                "unlearning with its context, which nothing obliges anybody to use",
             ),
         ]
 
