@@ -4,7 +4,11 @@ import hashlib
 import json
 import platform
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from expunge.runs import facts
 
@@ -55,3 +59,25 @@ def test_a_folder_hashes_by_its_files(tmp_path: Path) -> None:
     before = facts.data_sha256(tmp_path)
     (tmp_path / "x" / "1.jsonl").rename(tmp_path / "x" / "2.jsonl")
     assert facts.data_sha256(tmp_path) != before
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_says_whether_the_source_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "repo" / "expunge" / "runs" / "facts.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    monkeypatch.setattr(facts, "__file__", str(file))
+
+    def git(*words: str) -> str:
+        # What git says of the repository around the tests must not reach it.
+        here = ["git", "-C", str(tmp_path / "repo"), "-c", "user.name=t", "-c", "user.email=t@localhost"]
+        return subprocess.run([*here, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert facts.commit() == "", "no repository"
+    git("init", "-q")
+    assert facts.commit() == "", "a repository that does not track the source is somebody else's"
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    assert facts.commit() == git("rev-parse", "--short", "HEAD")
+    file.write_text("changed")
+    assert facts.commit() == git("rev-parse", "--short", "HEAD") + "+"
