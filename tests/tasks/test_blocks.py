@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from expunge.errors import BadInput, UnsupportedModel
-from expunge.tasks.blocks import Operations, decoder_blocks, feed_forward_outputs
+from expunge.tasks.blocks import Operations, decoder_blocks, feed_forward_outputs, final_norm
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.encoding import collate
 
@@ -172,3 +172,26 @@ def test_layers_that_are_not_there_are_refused(deep: CausalLM) -> None:
             deep.hidden_states(encoded, [0, layer])
     with pytest.raises(BadInput, match="at least one"):
         deep.hidden_states(encoded, [])
+
+
+def test_the_final_norm_of_every_family_is_what_the_head_reads(every_tiny_model: Any) -> None:
+    model, _ = every_tiny_model
+    kept: list[torch.Tensor] = []
+    norm = final_norm(model)
+    handles = [
+        norm.register_forward_hook(lambda _, __, out: kept.append(out)),
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, args: kept.append(args[0])),
+    ]
+    with torch.no_grad():
+        model(torch.arange(3, 9)[None])
+    for handle in handles:
+        handle.remove()
+    assert len(kept) == 2
+    assert torch.equal(kept[0], kept[1])
+
+
+def test_a_model_without_a_final_norm_is_refused(tiny_model: Any) -> None:
+    model, _ = tiny_model("llama")
+    model.model.norm = torch.nn.Identity()
+    with pytest.raises(UnsupportedModel, match=r"no norm found.*embed_tokens, layers, norm"):
+        final_norm(model)

@@ -24,8 +24,14 @@ def opened(task: CausalLM, name: str) -> CausalLM:
         name: what it is called, for the message.
 
     Raises:
-        NoWeights: it holds no network of its own, as a guard around somebody's service does.
+        NoWeights: it holds no network of its own, or stands beside one that it does not change.
     """
+    if getattr(task, "base", task) is not task:
+        kind = type(task).__name__
+        raise NoWeights(
+            f"'{name}' ({kind}) offers no weights of its own: it guards a model and leaves its weights as they are, "
+            "so whatever they hold is still there"
+        )
     network: Any = getattr(task, "model", None)
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         kind = type(task).__name__

@@ -100,13 +100,16 @@ def top_tokens(vectors: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor]
     Returns:
         (n, k) int64 tokens, strongest first, and (n, k) float32 projections.
     """
-    k = min(k, weight.shape[0])
+    vocabulary, k = weight.shape[0], min(k, weight.shape[0])
     ids = torch.empty(len(vectors), k, dtype=torch.long)
     values = torch.empty(len(vectors), k)
-    step = max(1, CHUNK // weight.shape[0])
-    table = weight.detach().float()
+    step = max(1, CHUNK // vocabulary)
+    rows = max(1, CHUNK // weight.shape[1])  # of the table, which may have to be turned to float32
     for start in range(0, len(vectors), step):
-        projected = vectors[start : start + step].float() @ table.T
+        some = vectors[start : start + step].float()
+        projected = torch.empty(len(some), vocabulary, device=weight.device)
+        for first in range(0, vocabulary, rows):
+            projected[:, first : first + rows] = some @ weight[first : first + rows].detach().float().T
         best = projected.topk(k, dim=-1)
         ids[start : start + step], values[start : start + step] = best.indices.cpu(), best.values.cpu()
     return ids, values

@@ -114,6 +114,31 @@ def feed_forward_outputs(model: nn.Module, block: int) -> dict[str, nn.Parameter
     return found
 
 
+def final_norm(model: nn.Module) -> nn.Module:
+    """Return the norm between the last decoder block and the output head.
+
+    Args:
+        model: any transformers causal language model, also inside adapters.
+
+    Raises:
+        UnsupportedModel: there is none beside the stack of blocks.
+    """
+    plain = plain_model(model)
+    blocks = decoder_blocks(plain)
+    beside = next(m for m in plain.modules() if any(child is blocks for child in m.children()))
+    norms = [
+        module
+        for name, module in beside.named_children()
+        if "norm" in type(module).__name__.lower() and "embed" not in name
+    ]
+    if not norms:
+        there = ", ".join(name for name, _ in beside.named_children())
+        what = f"no norm found beside its blocks; there are: {there}"
+        fix = "use a model that keeps its final norm beside the list of its blocks"
+        raise UnsupportedModel(Problem(type(plain).__name__, what, fix))
+    return norms[-1]
+
+
 @contextmanager
 def block_rows(
     blocks: Sequence[nn.Module], layers: Sequence[int], rows: Tensor, *, leave: bool
