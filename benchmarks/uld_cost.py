@@ -16,6 +16,7 @@ import itertools
 import json
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from expunge.methods.base import settle
 from expunge.methods.language.uld import ULD, Assistant
 from expunge.methods.run import METHODS
+from expunge.runs import facts
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.combination import Combination
 from expunge.tasks.encoding import Encoded
@@ -135,7 +137,12 @@ def main() -> None:
                     flush=True,
                 )
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+        about = {
+            "command": "python benchmarks/uld_cost.py " + " ".join(sys.argv[1:]).partition("--json")[0].rstrip(),
+            "date": facts.now(), "commit": facts.commit(), "hardware": facts.hardware(), "versions": facts.versions(),
+            "seed": 0,
+        }  # fmt: skip
+        arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
