@@ -206,7 +206,8 @@ def test_guarded_models_are_served_by_every_audit(
     else:
         models["unlearned"] = InContextLM(main, Context("", (("Who?", "Nobody."),)))
     before = state(models)
-    serving = [audit for audit in AUDITS.classes() if "causal_lm" in audit.tasks]
+    # The harness of lm_eval takes seconds to start.
+    serving = [audit for audit in AUDITS.classes() if "causal_lm" in audit.tasks and audit.id != "lm_eval"]
     settings = {audit.id: settings_of(audit, tmp_path) for audit in serving}
     result = run_audits(models, request_, [a.id for a in serving], settings=settings, max_new_tokens=8)
     assert {f.audit: f.note for f in result.findings if f.status == "crashed"} == {}

@@ -17,6 +17,7 @@ from expunge.tasks.blocks import first_blocks
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.combination import Combination, combine
 from expunge.tasks.cost import Cost
+from expunge.tasks.intervene import embeddings_at
 from expunge.tasks.loading import load_task
 from expunge.tasks.logit_ensemble import LogitEnsemble
 
@@ -178,6 +179,18 @@ def test_copies_are_independent_and_keep_what_is_shared(tiny_model: Any, tiny_to
     names = [name for name, _ in task.named_parameters()]
     assert len(names) == len(set(names)) == count
     assert {n for n, _ in task.base.named_parameters()} < set(names)
+
+
+def test_vectors_in_the_place_of_embeddings_are_read_by_every_model(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = two(tiny_model, tiny_tokenizer, "llama")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    vectors = torch.stack([m.get_input_embeddings().weight[9] for m in task.model.members()])
+    with torch.no_grad(), embeddings_at(task.model, torch.tensor([1]), vectors[:1]):
+        both = task.model(input_ids=ids).logits
+    task.model.others[0].get_input_embeddings().weight.data[6] = vectors[0]
+    task.model.main.get_input_embeddings().weight.data[6] = vectors[0]
+    with torch.no_grad():
+        torch.testing.assert_close(task.model(input_ids=ids).logits, both)
 
 
 def test_both_models_are_paid_for(tiny_model: Any, tiny_tokenizer: Any) -> None:

@@ -58,7 +58,7 @@ def embeddings_at(model: Any, at: Tensor, vectors: Tensor) -> Iterator[None]:
     """Put vectors in the place of the token embeddings of some positions.
 
     Args:
-        model: a transformers model.
+        model: a transformers model, or several that predict as one: every one of its width reads the vectors.
         at: (B,) first of the positions in each row.
         vectors: (m, H) for the m positions of every row, or (B, m, H).
     """
@@ -69,11 +69,14 @@ def embeddings_at(model: Any, at: Tensor, vectors: Tensor) -> Iterator[None]:
         rows = torch.arange(output.shape[0], device=output.device)[:, None]
         return output.index_put((rows, places), vectors.to(output.dtype).expand(output.shape[0], count, -1))
 
-    handle = model.get_input_embeddings().register_forward_hook(put)
+    together = model.members() if hasattr(model, "members") else [model]
+    tables = [one.get_input_embeddings() for one in together]
+    handles = [t.register_forward_hook(put) for t in tables if t.weight.shape[1] == vectors.shape[-1]]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def embedding_table(model: Any) -> Tensor:

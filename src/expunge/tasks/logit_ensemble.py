@@ -62,6 +62,11 @@ class EnsembleModel(nn.Module):
         """The main model's configuration."""
         return self.get_base_model().config
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The main model's embeddings."""
+        table: nn.Module = self.get_base_model().get_input_embeddings()
+        return table
+
     def get_output_embeddings(self) -> nn.Module:
         """The main model's output head."""
         head: nn.Module = self.get_base_model().get_output_embeddings()
