@@ -16,6 +16,13 @@ def front(text: str) -> dict[str, object]:
     return dict(yaml.safe_load(block))
 
 
+def test_what_a_folder_says_of_itself_is_on_its_card(report: RunReport, tmp_path: Path) -> None:
+    assert "How to load it" not in render_model_card(report)
+    (tmp_path / "expunge.json").write_text('{"note": "Plain loading gives the model without its guard."}')
+    text = write_model_card(report, tmp_path).read_text(encoding="utf-8")
+    assert "## How to load it\n\nPlain loading gives the model without its guard.\n" in text
+
+
 def test_front_matter_and_sections(report: RunReport, tmp_path: Path) -> None:
     path = write_model_card(report, tmp_path)
     assert path == tmp_path / "README.md"

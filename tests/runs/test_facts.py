@@ -48,6 +48,16 @@ def test_shards_count_by_name_and_content(tmp_path: Path) -> None:
     assert facts.weights_sha256(tmp_path) != before
 
 
+def test_what_lies_in_sub_folders_counts_too(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"base")
+    alone = facts.weights_sha256(tmp_path)
+    (tmp_path / "members" / "1").mkdir(parents=True)
+    (tmp_path / "members" / "1" / "adapter_model.safetensors").write_bytes(b"1")
+    first = facts.weights_sha256(tmp_path)
+    (tmp_path / "members" / "1" / "adapter_model.safetensors").write_bytes(b"2")
+    assert len({alone, first, facts.weights_sha256(tmp_path)}) == 3
+
+
 def test_no_weights_is_no_hash(tmp_path: Path) -> None:
     assert facts.weights_sha256(tmp_path) == ""
     assert facts.data_sha256("owner/name-that-is-no-path") == ""
