@@ -94,16 +94,15 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             oracle=oracle,
         )
         assert isinstance(outcome.model, CausalLM)
-        assert outcome.training is not None
         task = outcome.model
-        training = {
-            "steps": outcome.training.kept_step,
-            "stop_reason": outcome.training.stop_reason,
-            "diverged": outcome.training.diverged,
-            "seconds": outcome.cost.seconds,
-            "flops": outcome.cost.flops,
-            "path": [p.to_dict() for p in outcome.training.probes],
-        }
+        training = {"seconds": outcome.cost.seconds, "flops": outcome.cost.flops}
+        if outcome.training is not None:
+            training |= {
+                "steps": outcome.training.kept_step,
+                "stop_reason": outcome.training.stop_reason,
+                "diverged": outcome.training.diverged,
+                "path": [p.to_dict() for p in outcome.training.probes],
+            }
     forget_nll, forget_probability = measure(task, {"forget": task.encode(split.train.forget)})["forget"]
     oracle_nll = measure(oracle, {"forget": oracle.encode(split.train.forget)})["forget"][0]
     aimed = cell.settings.get("stop", {}).get("forget_target", "oracle")
