@@ -59,7 +59,16 @@ def overview_table(traces: Sequence[Trace]) -> Table:
         damage = ("", "", "")
         if t.p is not None:
             damage = (f"{np.mean(t.target):.3f}", f"{np.mean(t.unrelated):.3f}", f"{t.p:.2f}")
-        rows.append((t.concept.name, len(t.tokens), len(t.candidates), *searched, *damage, t.why or "trace found"))
+        rows.append(
+            (
+                t.concept.name,
+                len(t.tokens),
+                len(t.candidates),
+                *searched,
+                *damage,
+                t.why or (t.remark and f"places given; {t.remark}") or "trace found",
+            )
+        )
     columns = (
         "concept", "tokens of its own", "vectors", "clearest vector", "clearest random one", "damage: its questions",
         "damage: others", "p", "result",

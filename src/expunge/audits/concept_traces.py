@@ -74,6 +74,7 @@ class Trace:
         controls: mean target rise minus mean unrelated rise, for random vectors of the same matrices.
         alone: mean target rise under damage to each vector alone.
         why: why there is no trace, or "".
+        remark: what speaks against places that were given, or "".
     """
 
     concept: Concept
@@ -85,6 +86,7 @@ class Trace:
     controls: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
     why: str = ""
+    remark: str = ""
 
     @property
     def places(self) -> list[Place]:

@@ -44,13 +44,14 @@ class Concept:
     places: tuple[Place, ...] = ()
 
 
-def requested_concepts(seen: Observations, limit: int, unrelated: int) -> list[Concept]:
+def requested_concepts(seen: Observations, limit: int, unrelated: int, *, ask: bool = True) -> list[Concept]:
     """Make a concept of every group of the forget set, or one of the whole set where there are no groups.
 
     Args:
         seen: models and request; the retain set gives the unrelated questions and the background.
         limit: concepts at most, drawn by seed.
         unrelated: unrelated questions at most, drawn by seed, the same for every concept.
+        ask: let every model answer the questions; otherwise the concepts have no answers.
     """
     groups = seen.groups("forget")
     members: dict[str, list[str]] = {}
@@ -63,7 +64,8 @@ def requested_concepts(seen: Observations, limit: int, unrelated: int) -> list[C
     kept = [kept[k] for k in sorted(rng.permutation(len(kept))[:unrelated])]
     other = tuple(seen.examples.pairs("retain", "answer")[i][0] for i in kept)
     background = tuple(row["answer"] for _, row in sorted(seen.rows("retain").items()))
-    said = {m: (seen.generations(m, "forget"), seen.generations(m, "retain")) for m in seen.models}
+    asked = seen.models if ask else ()
+    said = {m: (seen.generations(m, "forget"), seen.generations(m, "retain")) for m in asked}
     out = []
     for name in names:
         pairs = {i: found[0] for i, found in seen.examples.pairs("forget", "answer").items() if i in members[name]}

@@ -137,10 +137,21 @@ class ConceptVectors(Audit):
             note=missing_note(traces),
         )
 
-    def _concepts(self, seen: Observations) -> list[Concept]:
+    def find(self, seen: Observations) -> list[Trace]:
+        """Return what is found about every concept in the original model, and compare no other with it.
+
+        Raises:
+            NoWeights, UnsupportedModel: the original cannot be opened, or has no value vectors of a known name.
+        """
+        original = self._open(seen, "original")
+        settings = self._settings(original, seen.seed)
+        found = self._concepts(seen, ask=False)
+        return [self._trace(original, concept, settings) for concept in found if concept.target and concept.unrelated]
+
+    def _concepts(self, seen: Observations, *, ask: bool = True) -> list[Concept]:
         c = self.config
         if c.concepts is None:
-            return requested_concepts(seen, c.max_concepts, c.unrelated)
+            return requested_concepts(seen, c.max_concepts, c.unrelated, ask=ask)
         return published_concepts(seen, c.concepts, c.max_concepts, c.unrelated, c.max_new_tokens)
 
     def _open(self, seen: Observations, name: str) -> OpenModel:
@@ -174,6 +185,8 @@ class ConceptVectors(Audit):
         if trace.candidates:
             strength = max(self.config.strengths)
             trace.validate(model, strength, self.config.controls, self.config.significance, settings.seed)
+            if concept.places:  # somebody else vouches for them: they are looked at whatever damage shows
+                trace.remark, trace.why = trace.why, ""
         else:
             trace.why = "no value vector names it more than random vectors do and adds to its answers"
         return trace
@@ -225,7 +238,7 @@ class ConceptVectors(Audit):
                 return absent
             return mean_interval([value for value, _ in rows], [concept for _, concept in rows], seed=seen.seed)
 
-        out = {"located": mean_interval([float(not trace.why) for trace in traces], seed=seen.seed)}
+        out = {"located": mean_interval([float(not (trace.why or trace.remark)) for trace in traces], seed=seen.seed)}
         for metric in INTRINSIC:
             out[metric] = mean([(v, c) for c, values in model.numbers.get(metric, {}).items() for v in values])
         strength = max(self.config.strengths)
