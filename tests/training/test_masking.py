@@ -127,7 +127,7 @@ def test_neither_decay_nor_momentum_nor_nan_reach_what_is_masked(seed: int, deca
     assert torch.equal(layer.weight[~mask["weight"]], before["weight"][~mask["weight"]])
     assert (layer.weight[mask["weight"]] != before["weight"][mask["weight"]]).all()
     assert layer.weight.isfinite().all()
-    masked.release()
+    masked.release(layer)
     assert layer.bias.requires_grad
 
 

@@ -41,6 +41,9 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {**BASE, "checkpoint_every": 4},
         "again": True,
     },
+    "rmu": {"method": "rmu", "settings": BASE},
+    "pdu": {"method": "pdu", "settings": {**BASE, "dual_warmup_epochs": 0, "retain_weight": 1.0, "bound": 3.0}},
+    "whp": {"method": "whp", "folder": True, "settings": {**BASE, "reinforce_learning_rate": 1e-2, "anchors": "none"}},
     "method": {"method": "npo", "folder": True, "settings": {**BASE, "retain": "kl", "stop.every": 2}},
 }
 SHARDED = (
@@ -56,6 +59,9 @@ SHARDED = (
     "probed",
     "resumed",
     "method",
+    "rmu",
+    "pdu",
+    "whp",
 )
 
 

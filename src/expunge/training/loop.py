@@ -122,7 +122,7 @@ def train(
         problems.append(Problem("objective", "has no term with a weight other than 0", "raise one of the weights"))
     if mask is not None and settings.lora is not None:
         problems.append(Problem("select", "chooses among all weights, and adapters are trained", "leave one out"))
-    if mask is not None and settings.sharding != "none":
+    if settings.sharding != "none" and any(part is not None for part in (mask or {}).values()):
         problems.append(Problem("select", "cannot be enforced on weights that are split up", "set sharding=none"))
     if settings.trackers and folder is None:
         problems.append(Problem("trackers", "need a folder to write to", "give one, or leave them out"))
@@ -317,7 +317,7 @@ class _Run:
             self.task.model = self.hollow
         if merge:
             self.task.merge_lora()
-        self.masked.release()
+        self.masked.release(self.task.model)
         self.task.model.eval()
         self.result.cost, self.result.probe_cost = self._spent(), self.probe_cost
         self.result.probes = self.probe.points if self.probe else []

@@ -31,7 +31,7 @@ class MaskedWeights:
 
     def __init__(self, model: nn.Module, mask: Mask | None):
         named = dict(model.named_parameters())
-        self.frozen: list[nn.Parameter] = []
+        self.frozen: list[str] = []
         self.masks: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         if mask is None:
@@ -42,7 +42,7 @@ class MaskedWeights:
             part = mask.get(name)
             if (name not in mask or (part is not None and not bool(part.any()))) and parameter.requires_grad:
                 parameter.requires_grad_(False)
-                self.frozen.append(parameter)
+                self.frozen.append(name)
             elif part is not None and not bool(part.all()):
                 self.masks[name] = part.to(parameter.device)
                 self._parameters[name] = parameter
@@ -83,8 +83,13 @@ class MaskedWeights:
                 if parameter.grad is not None:
                     parameter.grad += torch.where(mask, weight_decay * parameter, 0.0)
 
-    def release(self) -> None:
-        """Let the frozen parameters require gradients again."""
-        for parameter in self.frozen:
-            parameter.requires_grad_(True)
+    def release(self, model: nn.Module) -> None:
+        """Let the frozen parameters require gradients again.
+
+        Args:
+            model: the model after training, which may be another object with the same names.
+        """
+        named = dict(model.named_parameters())
+        for name in self.frozen:
+            named[name].requires_grad_(True)
         self.frozen = []
