@@ -246,3 +246,13 @@ def test_damaged_folders_are_refused_with_the_place(tiny_model: Any, tiny_tokeni
     (tmp_path / "out/members/1/adapter_model.safetensors").unlink()
     with pytest.raises(BadInput, match=r"has no adapter_model\.safetensors"):
         load_task(tmp_path / "out")
+
+
+def test_block_outputs_are_those_of_the_main_model(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = two(tiny_model, tiny_tokenizer, "llama")
+    encoded = task.encoder.encode(PAIRS)
+    with torch.no_grad():
+        for upto in (True, False):
+            found, expected = (m.hidden_states(encoded, [0, 2], upto=upto) for m in (task, task.base))
+            for layer in (0, 2):
+                torch.testing.assert_close(found[layer], expected[layer])
