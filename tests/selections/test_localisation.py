@@ -16,6 +16,7 @@ from expunge.selections.localisation import (
     damaged,
     locate,
     output_head,
+    replaced,
     restore,
 )
 from expunge.tasks.causal_lm import CausalLM
@@ -191,6 +192,16 @@ def test_damage_is_of_the_stated_size_there_and_nowhere_else(make_lm: Any, famil
     kept = damage(matrices, places, 2.0, seed=1)
     assert torch.equal(matrices[0].vectors[5], new[0]), "the noise follows from seed and place"
     restore(matrices, kept)
+    assert all(torch.equal(before[n], v) for n, v in task.model.state_dict().items())
+
+
+def test_other_vectors_stand_in_for_a_while(make_lm: Any) -> None:
+    task, other = make_lm("gpt2"), make_lm("gpt2", seed=1)
+    matrices, theirs = value_matrices(task.model), value_matrices(other.model)
+    before = {n: v.clone() for n, v in task.model.state_dict().items()}
+    with replaced(matrices, {Place(1, 3): theirs[1].vectors[3]}):
+        assert torch.equal(matrices[1].vectors[3], theirs[1].vectors[3])
+        assert sum(not torch.equal(before[n], v) for n, v in task.model.state_dict().items()) == 1
     assert all(torch.equal(before[n], v) for n, v in task.model.state_dict().items())
 
 

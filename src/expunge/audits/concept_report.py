@@ -20,6 +20,8 @@ SCALARS = [
     Scalar("random_cosine", "Cosine with the original elsewhere in the layer", "cosine"),
     Scalar("damage_target", "What damage to the trace costs on its questions", "nats/token", "high"),
     Scalar("damage_unrelated", "What it costs on other questions", "nats/token"),
+    Scalar("graft_target", "What putting the original's trace back gives", "nats/token"),
+    Scalar("graft_random", "What its vectors elsewhere give", "nats/token"),
     Scalar("anew_score", "Clearest vector for the concept anywhere in the model", "standard errors", "high", 1),
     Scalar("rouge_target", "Answers like the original's, concept", "ROUGE-L F1", "high"),
     Scalar("rouge_unrelated", "Answers like the original's, other questions", "ROUGE-L F1"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from expunge.audits.concepts import Concept
 from expunge.audits.examples import Pair
-from expunge.selections.localisation import Candidate, Located, attributions, damaged, output_head
+from expunge.selections.localisation import Candidate, Located, attributions, damaged, output_head, replaced
 from expunge.selections.vocabulary_projection import Head, jaccard, top_tokens
 from expunge.tasks.encoding import Encoded
 from expunge.tasks.feed_forward import Place, ValueMatrix, locate_matrix, value_matrices
@@ -130,6 +131,8 @@ class OpenModel:
         head: its output embedding.
         numbers: metric -> concept -> value per vector.
         damage: concept -> strength -> rise of the NLL per question, target and unrelated.
+        grafts: concept -> rise of the NLL per target question with the original's vectors at the trace, and with the
+            original's vectors at as many random places.
         says: concept -> per vector, the tokens that it promotes most.
         anew: concept -> score of the clearest vector anywhere in the model.
         other: why the places of another model are not in this one, or "".
@@ -140,6 +143,7 @@ class OpenModel:
     head: Head
     numbers: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     damage: dict[str, dict[float, Rises]] = field(default_factory=dict)
+    grafts: dict[str, Rises] = field(default_factory=dict)
     says: dict[str, list[str]] = field(default_factory=dict)
     anew: dict[str, float] = field(default_factory=dict)
     other: str = ""
@@ -173,6 +177,13 @@ class OpenModel:
         self, concept: Concept, places: Sequence[Place], strength: float, seed: int, *, target_only: bool = False
     ) -> Rises:
         """Return the rise of the NLL per question, target and unrelated, while some places are damaged."""
+        return self._change(concept, damaged(self.matrices, places, strength, seed), target_only)
+
+    def grafted(self, concept: Concept, vectors: Mapping[Place, Tensor]) -> list[float]:
+        """Return the rise of the NLL per target question while other vectors stand at some places."""
+        return self._change(concept, replaced(self.matrices, vectors), target_only=True)[0]
+
+    def _change(self, concept: Concept, changed: AbstractContextManager[None], target_only: bool) -> Rises:
         pairs = [*concept.target, *concept.unrelated]
         answers = [answer for _, answer in pairs]
         if concept.name not in self._asked:
@@ -181,12 +192,9 @@ class OpenModel:
         encoded, base = self._asked[concept.name]
         n = len(concept.target)
         some = list(range(n if target_only else len(pairs)))
-        if strength == 0:
-            rises = [0.0] * len(some)
-        else:
-            with damaged(self.matrices, places, strength, seed):
-                scores = self.task.score_encoded(encoded.take(some), [answers[i] for i in some])
-            rises = [s.nll - base[i] for i, s in zip(some, scores, strict=True)]
+        with changed:
+            scores = self.task.score_encoded(encoded.take(some), [answers[i] for i in some])
+        rises = [s.nll - base[i] for i, s in zip(some, scores, strict=True)]
         return rises[:n], rises[n:]
 
     def random_places(self, places: Sequence[Place], rng: np.random.Generator) -> list[Place]:

@@ -359,6 +359,17 @@ def damage(
     return kept
 
 
+@contextmanager
+def replaced(matrices: Sequence[ValueMatrix], vectors: Mapping[Place, Tensor]) -> Iterator[None]:
+    """Put other value vectors in place for a while; afterwards every bit is as before."""
+    before = {place: locate_matrix(matrices, place).vectors[place.dim].clone() for place in vectors}
+    restore(matrices, vectors)
+    try:
+        yield
+    finally:
+        restore(matrices, before)
+
+
 def restore(matrices: Sequence[ValueMatrix], kept: Mapping[Place, Tensor]) -> None:
     """Put back what ``damage`` returned."""
     with torch.no_grad():

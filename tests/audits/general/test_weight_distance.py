@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from expunge.audits.general.weight_distance import WeightDistance, relative, squared_distances
+from expunge.audits.general.weight_distance import WeightDistance, layer_map, relative, squared_distances
 from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
 from expunge.errors import ExpungeError
@@ -21,7 +21,10 @@ def test_one_changed_weight_by_hand(make_lm: Callable[..., CausalLM], request_: 
     with torch.no_grad():
         moved.model.get_submodule(name).weight.mul_(1.5)
     finding = run_one(WeightDistance(), Observations({"unlearned": moved, "original": original}, request_))
-    (table,) = finding.tables
+    table, by_layer = finding.tables
+    assert by_layer.columns[0] == "layer"
+    column = list(by_layer.columns).index("mlp.down_proj")
+    assert [row[column] for row in by_layer.rows] == ["0.0000", "0.5000"]
     assert table.rows[0] == (name, pytest.approx(0.5, rel=1e-5))
     assert table.rows[1][1] == 0.0
     norms = {n: float(p.detach().double().norm()) for n, p in original.named_parameters()}
@@ -57,3 +60,13 @@ def test_relative_at_the_edges() -> None:
     assert relative(0.0, 0.0) == 0.0
     assert relative(1.0, 0.0) == math.inf
     assert relative(1.0, 4.0) == 0.5
+
+
+def test_the_map_has_a_row_per_layer_and_holes_where_a_layer_lacks_a_module() -> None:
+    modules = {"h.10.mlp.out": 0.5, "h.2.mlp.out": 0.25, "h.2.attn": math.inf, "norm": 9.0}
+    (table,) = layer_map(modules, "unlearned")
+    assert table.columns == ("layer", "mlp.out", "attn")
+    assert table.rows == [(2, "0.2500", "from zero"), (10, "0.5000", "")]
+    assert layer_map({"norm": 1.0}, "unlearned") == []
+    (two,) = layer_map({"encoder.0.x": 0.1, "decoder.0.x": 0.2}, "unlearned")
+    assert [row[0] for row in two.rows] == ["decoder 0", "encoder 0"]

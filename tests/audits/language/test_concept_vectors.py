@@ -95,6 +95,10 @@ def test_vectors_that_were_overwritten_are_seen(
     assert value(finding, "cosine") < 0.5
     assert value(finding, "l2") > 3
     assert value(finding, "random_jaccard") == 1.0
+    # Damage to the trace is all that was done, so the original's vectors undo it.
+    assert value(finding, "graft_target") > 0.02
+    assert value(finding, "graft_random") == 0.0
+    assert finding.estimates["original"]["graft_target"].value is None
     assert value(finding, "anew_score") < value(finding, "anew_score", "original")
 
 

@@ -6,6 +6,7 @@ It says how much was changed, not whether anything was forgotten, so it gives th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from expunge.tasks.kinds import KINDS
 
 if TYPE_CHECKING:
     from expunge.tasks.base import Task
+
+# The first number in a module's name is its layer.
+_LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
 
 
 def squared_distances(model: Task, original: Task) -> dict[str, tuple[float, float]]:
@@ -95,6 +99,7 @@ class WeightDistance(Audit):
             largest = sorted(modules, key=lambda name: (-modules[name], name))[: self.config.listed]
             rows = [(name, modules[name] if math.isfinite(modules[name]) else "from zero") for name in largest]
             tables.append(Table(f"Modules of '{model}' that moved most", ("module", "relative L2 distance"), rows))
+            tables += layer_map(modules, model)
         return Finding(
             self.id,
             scalars=[
@@ -111,6 +116,38 @@ class WeightDistance(Audit):
 def _guarded(models: Mapping[str, Task]) -> str:
     names = [f"'{name}'" for name, task in models.items() if getattr(task, "base", task) is not task]
     return f"Behind a guard: {', '.join(names)}. The weights compared are those that it surrounds." if names else ""
+
+
+def layer_map(modules: Mapping[str, float], model: str) -> list[Table]:
+    """Lay relative distances out by layer and kind of module: where in the depth of a model, and in what, it moved.
+
+    Args:
+        modules: name -> relative distance; names with a number in them, such as "h.3.attn", are of a layer.
+        model: what the model is called.
+
+    Returns:
+        One table, a row per layer, or none where no module is of a numbered layer.
+    """
+    cells: dict[tuple[str, int], dict[str, float]] = {}
+    for name, distance in modules.items():
+        found = _LAYER.match(name)
+        if found:
+            cells.setdefault((found[1], int(found[2])), {})[found[3]] = distance
+    if not cells:
+        return []
+    kinds = list(dict.fromkeys(kind for row in cells.values() for kind in row))
+    stacks = {stack for stack, _ in cells}
+    rows = [
+        (f"{stack} {number}" if len(stacks) > 1 else number, *(_cell(row.get(kind)) for kind in kinds))
+        for (stack, number), row in sorted(cells.items())
+    ]
+    return [Table(f"Where in '{model}' the weights moved: relative L2 distance by layer", ("layer", *kinds), rows)]
+
+
+def _cell(distance: float | None) -> str:
+    if distance is None:
+        return ""
+    return f"{distance:.4f}" if math.isfinite(distance) else "from zero"
 
 
 def _modules(squares: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -225,6 +225,12 @@ class ConceptVectors(Audit):
             model.damage[name] = {
                 c: model.rises(trace.concept, places, c, settings.seed) for c in (0.0, *self.config.strengths)
             }
+            if model is not original:
+                back = [
+                    model.grafted(trace.concept, dict(zip(at, vectors_at(original.matrices, at), strict=True)))
+                    for at in (places, elsewhere)
+                ]
+                model.grafts[name] = back[0], back[1]
 
     # ---- what is reported ------------------------------------------------------------------------------------------
 
@@ -244,6 +250,11 @@ class ConceptVectors(Audit):
         strength = max(self.config.strengths)
         for k, metric in enumerate(("damage_target", "damage_unrelated")):
             out[metric] = mean([(v, c) for c, curve in model.damage.items() for v in curve[strength][k]])
+        for k, metric in enumerate(("graft_target", "graft_random")):
+            # A fall of the NLL is what comes back.
+            out[metric] = mean([(-v, c) for c, both in model.grafts.items() for v in both[k]])
+            if name == "original" or (model.numbers and not model.grafts):
+                out[metric] = Estimate(None, note="nothing to put back: it is the original")
         lacking = Estimate(None, note="no concept has tokens of its own to look for")
         out["anew_score"] = mean_interval([*model.anew.values()], seed=seen.seed) if model.anew else lacking
         return out | self._behaviour(seen, name, traces)
