@@ -87,7 +87,7 @@ class Ununlearning(Prober):
             return case.ask(f"{told(case)} {case.question}")
 
         def aliased(case: Case) -> Pair | None:
-            if not case.name or case.name not in told(case) or case.name not in case.answer:
+            if not case.name or case.name not in told(case):
                 return None
             fact, question = (text.replace(case.name, alias) for text in (told(case), case.question))
             return case.ask(f"{fact} {question}")[0], case.answer.replace(case.name, alias)
@@ -101,7 +101,7 @@ class Ununlearning(Prober):
             return case.ask(f"{text} {case.question}") if text else None
 
         def irrelevant(case: Case) -> Pair | None:
-            other = " ".join(answer for _, answer in case.others)
+            other = " ".join(f"{q} {a}" for q, a in case.others)
             return case.ask(f"{same_length(other, told(case))} {case.question}") if other else None
 
         return [
