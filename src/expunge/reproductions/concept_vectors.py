@@ -92,7 +92,7 @@ class ConceptVectorsReproduction(Reproduction):
 
     def _objective(self, world: World, name: str, bench: Workbench) -> CausalLM | None:
         settings = OBJECTIVES[name]
-        path = forgetting_path(world, name, settings, steps=80, bench=bench, until=3.0)
+        path = forgetting_path(world, name, settings, steps=240, bench=bench, until=3.0)
         return model_at_forgetting(world, name, settings, path, LEVEL, bench=bench)
 
     def _needle(self, world: World, bench: Workbench) -> CausalLM | None:
