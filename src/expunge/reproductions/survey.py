@@ -75,7 +75,7 @@ class SurveyReproduction(Reproduction):
         lowest = ", ".join(f"{name} {_range(values)}" for name, values in least.items())
         reached = Check(
             "each class lowers what is known to the level",
-            not missing,
+            not missing and max(value for values in least.values() for value in values) < LEVEL,
             f"lowest mean probability on the path: {lowest}"
             + (f"; not reached: {', '.join(missing)}" if missing else ""),
         )
