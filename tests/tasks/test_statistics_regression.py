@@ -7,7 +7,7 @@ import math
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from expunge.tasks.statistics import RegressionStatistics, Statistics
+from expunge.tasks.statistics import RegressionStatistics
 from expunge.training.objective import Term, kl_to_reference
 
 OUTPUTS, TRUE, REFERENCE = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,3 @@ def test_streams_are_cut_apart_again_as_what_they_are() -> None:
     assert (len(first), len(second)) == (1, 3)
     torch.testing.assert_close(torch.cat([first.nll, second.nll]), stats().nll)
     assert second.example.tolist() == [0, 1, 2]
-    assert isinstance(
-        Statistics(OUTPUTS, torch.zeros(4, dtype=torch.int64), torch.arange(4), torch.ones(4), "abcd").split([4])[0],
-        Statistics,
-    )

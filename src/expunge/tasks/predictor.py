@@ -333,7 +333,8 @@ class Predictor(Task):
         """Call the model and return (B, C) logits or (B, D) numbers in float32.
 
         A pure function of the batch and of what ``forward`` closes over, so that it can be mapped and differentiated
-        (``torch.func``); nothing is accounted.
+        (``torch.func``), where the model's own code can be: transformers' text models look into their masks, which
+        ``vmap`` does not allow. Nothing is accounted.
 
         Args:
             batch: from ``batch``.
