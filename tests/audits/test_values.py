@@ -59,3 +59,17 @@ def test_holdout_is_the_control_of_forgetting_only(seen: Observations) -> None:
     assert set(values.evidence("x", "forget", "low")[0].control["oracle"]) == {"holdout"}
     assert values.evidence("x", "retain", "low")[0].control == {}
     assert values.per_example()["oracle"]["retain"] == {"x": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "has"), [("examples", True), ("entity", True), ("class", False), ("range", False)]
+)
+def test_unseen_examples_are_no_control_where_who_saw_a_class_knows_them(
+    scripted: Callable, request_: DeletionRequest, scenario: str, has: bool
+) -> None:
+    asked = DeletionRequest(request_.forget, request_.retain, request_.holdout, scenario=scenario)  # type: ignore[arg-type]
+    values = Values(Observations({"unlearned": scripted()}, asked))
+    values.add("unlearned", "forget", "x", {"a": 1.0})
+    values.add("unlearned", "holdout", "x", {"b": 1.0})
+    (evidence,) = values.evidence("x", "forget", "high")
+    assert bool(evidence.control) is has

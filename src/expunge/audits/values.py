@@ -9,6 +9,9 @@ from typing import Literal
 from expunge.audits.base import Estimate, Evidence
 from expunge.audits.observations import BrokenScores, Observations
 
+# Scenarios in which unseen examples are no control: who saw a class, a group or a range knows what is like it, and
+# clean examples say nothing about corrupted ones. Only an oracle is a yardstick there.
+NO_CONTROL = ("class", "group", "range", "corrupted")
 # The share of examples that may lack a value under some model without making the comparison meaningless.
 SPARE = 0.05
 
@@ -66,14 +69,16 @@ class Values:
     ) -> list[Evidence]:
         """Return what the verdict may test: one piece of evidence, or none where the statistic was not measured.
 
-        The holdout examples are the control of the forget set. Examples that some model has no value for are left out
-        for every model, so that all stay comparable, unless they are more than a twentieth: then the sets are handed on
+        The holdout examples are the control of the forget set, unless the scenario says that a model which saw the
+        forget set knows them too. Examples that some model has no value for are left out for every model, so that all
+        stay comparable, unless they are more than a twentieth: then the sets are handed on
         as they are, and the verdict refuses to compare them.
         """
         values = self._values.get((statistic, about), {})
         if not any(values.values()):
             return []
-        control = self._values.get((statistic, "holdout"), {}) if about == "forget" else {}
+        unlike = self._seen.request.scenario in NO_CONTROL
+        control = self._values.get((statistic, "holdout"), {}) if about == "forget" and not unlike else {}
         groups = self._seen.groups(about)
         if about == "forget" and control:
             # A cluster bootstrap needs the groups of every example, or none.
