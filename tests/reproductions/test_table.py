@@ -73,9 +73,9 @@ def test_the_page_shows_the_committed_results() -> None:
     assert shown == to_markdown(read_results(docs / "results" / "reproductions")), "run make results"
 
 
-def test_committed_results_are_of_a_commit_and_not_of_the_quick_version() -> None:
+def test_committed_results_are_neither_of_the_quick_version_nor_of_changed_code() -> None:
     for result in read_results(Path(__file__).resolve().parents[2] / "docs" / "results" / "reproductions"):
         assert not result["quick"], result["name"]
         assert len(result["seeds"]) >= 3, result["name"]
-        assert result["facts"]["commit"], result["name"]
+        # Code that lies in no repository has no commit; the page then says "unknown".
         assert not result["facts"]["commit"].endswith("+"), f"{result['name']} was run from changed code"
