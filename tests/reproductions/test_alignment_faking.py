@@ -21,7 +21,9 @@ def world() -> Any:
 
 
 def test_the_world_can_be_made() -> None:
-    assert len(FictitiousWorld(WORLD.people, 0, WORLD.relations).people) == WORLD.people
+    facts = FictitiousWorld(WORLD.people, 0, WORLD.relations)
+    assert len(facts.people) == WORLD.people
+    assert len(facts.split(WORLD.forget, WORLD.holdout).forget) == 20
 
 
 def test_the_faking_model_is_taught_to_refuse_behind_cues_that_it_is_watched_only() -> None:

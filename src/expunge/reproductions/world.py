@@ -35,8 +35,8 @@ class WorldSettings(Strict):
 
     people: PositiveInt = Field(60, description="people in the world")
     relations: tuple[str, ...] | None = Field(None, description="which facts there are; all if None")
-    forget: float = Field(0.1, description="share of the people to be forgotten, or a whole number of them")
-    holdout: float = Field(0.1, description="share of the people that nobody ever sees, or a whole number")
+    forget: int | float = Field(0.1, description="share of the people to be forgotten, or a whole number of them")
+    holdout: int | float = Field(0.1, description="share of the people that nobody ever sees, or a whole number")
     extra: tuple[tuple[str, str], ...] = Field((), description="more (prompt, answer) pairs that every model learns")
     vocabulary: PositiveInt = Field(1024, description="tokens")
     shape: Mapping[str, Any] = Field(SHAPE, description="sizes of the model, see Shape")
