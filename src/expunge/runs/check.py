@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.audits.suite import select_audits
 from expunge.data.request_files import read_request
@@ -27,6 +27,7 @@ from expunge.runs.folder import RunFolder
 from expunge.runs.models import model_path, stored
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Command, Recipe
+from expunge.tasks.base import Task
 from expunge.tasks.causal_lm import CausalLM, config_of
 from expunge.tasks.encoding import TextEncoder
 from expunge.tasks.factories import check_factory
@@ -128,8 +129,8 @@ def check(
         for problem in found:
             if problem.severity == "warning" and progress is not None:
                 progress.warn(problem)
-        if method is not None:
-            served: Any = model if isinstance(model, Reading) else CausalLM
+        if method is not None and model is not None:
+            served = ground.once("served", named, call=lambda: _outline(recipe, model))
             _try(problems, "method", lambda: method.check(served, request))
     if train is not None:
         problems += _blind(recipe, train)
@@ -244,6 +245,22 @@ def _described(recipe: Recipe) -> TextEncoder | Reading:
         check_factory(place, recipe.factory)
         return reading_of(place, max_length=loading.get("max_length"), augment=loading.get("augment"))
     return _encoder(recipe)
+
+
+def _outline(recipe: Recipe, model: TextEncoder | Reading) -> Task:
+    """Return the model as far as methods may ask about it before work starts.
+
+    A language model has its structure and no weights, which may be large; a classifier or regressor is read as it is.
+    """
+    place = _place(recipe.model)
+    if isinstance(model, Reading):
+        return Predictor.load(place, factory=recipe.factory)
+    with torch.device("meta"):
+        structure = AutoModelForCausalLM.from_config(_config(recipe.model), trust_remote_code=False)
+    return CausalLM(
+        structure, model.tokenizer, template=model.template, chat=model.chat, max_length=model.max_length,
+        source=recipe.model,
+    )  # fmt: skip
 
 
 def _comparable(path: str, model: TextEncoder | Reading | None, recipe: Recipe) -> None:
