@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from expunge.audits.observations import BrokenScores
 from expunge.errors import ExpungeError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def opened(task: CausalLM, name: str) -> CausalLM:
 
     Raises:
         NoWeights: it holds no network of its own, or stands beside one that it does not change.
+        BrokenScores: some of its weights are no numbers, so nothing that is not found in them is gone.
     """
     if getattr(task, "base", task) is not task:
         kind = type(task).__name__
@@ -36,6 +39,9 @@ def opened(task: CausalLM, name: str) -> CausalLM:
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         kind = type(task).__name__
         raise NoWeights(f"'{name}' ({kind}) offers no weights to look into; it can only be asked questions")
+    broken = next((part for part, p in network.named_parameters() if not bool(torch.isfinite(p).all())), None)
+    if broken is not None:
+        raise BrokenScores(f"the weights '{broken}' of '{name}' are NaN or infinite")
     copy = task.copy()
     copy.merge_lora()
     copy.model.eval()
