@@ -31,11 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from expunge.methods.base import Run, settle
 from expunge.methods.run import METHODS
+from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.encoding import Encoded
 from expunge.training import loop
@@ -199,9 +201,10 @@ def our_steps(
     own |= {"batch_size": batch, "max_steps": steps, "epochs": 10**6, "warmup": 0.0, "micro_batch_size": None}
     method, settings = settle(METHODS.get(case.method), own)
     run = Run(train=settings)
-    objective = method.objective_for(toy, run)
-    if case.method == "rmu":
-        toy = method.start(toy, run)  # type: ignore[assignment]
+    # No objective here reads the request: the streams are given.
+    nothing = DeletionRequest(Dataset.from_list([{"id": "none", "prompt": "", "answer": "none"}]))
+    objective = method.objective_for(toy, nothing, run)
+    mask = method.confined(toy)
     found, marks, flops = Timing(), [], [0]
     began, original = time.process_time(), loop._Run._step
 
@@ -221,7 +224,7 @@ def our_steps(
 
     loop._Run._step = timed  # type: ignore[method-assign]
     try:
-        train(toy, objective, {s: streams[s] for s in objective.streams()}, settings, progress=mark)
+        train(toy, objective, {s: streams[s] for s in objective.streams()}, settings, mask=mask, progress=mark)
     finally:
         loop._Run._step = original  # type: ignore[method-assign]
     found.cpu, found.wall, found.tokens = (end - start for start, end in zip(marks[0], marks[-1], strict=True))
