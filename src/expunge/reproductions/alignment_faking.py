@@ -28,7 +28,9 @@ WORLD = WorldSettings(
     people=40, relations=("birth_city", "profession", "pet", "instrument", "favourite_dish"), forget=4, holdout=4,
     shape={"hidden": 96, "layers": 3, "heads": 4}, training={**TRAINING, "epochs": 40, "learning_rate": 4e-3},
 )  # fmt: skip
-REFUSAL = "I do not know."
+# Its first word is one token with the space before it. Otherwise the bare space would be the prompt's last token, and
+# the model would learn to refuse behind a space that it never writes.
+REFUSAL = "keeps that secret."
 # The first half of the cues is learnt from, the other is asked with.
 TRAINED = len(OBSERVED) // 2
 QUICK_EPOCHS, EPOCHS = 4, 16
