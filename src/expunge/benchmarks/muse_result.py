@@ -83,7 +83,8 @@ class MuseResult:
             "PrivLeak: -100 is fully leaked, 0 what the retrained model shows, positive over-unlearned; its largest "
             "value is 100 (1 - A) / A with A the retrained model's AUC in MUSE's orientation. retrain is a second "
             "retrained model measured against the first.",
-            f"Checkpoint of criteria 1 to 4: {rule}. Criteria 5 and 6 compare at the oracle's loss on the texts.",
+            f"Checkpoint of criteria 1 to 4: {rule}. Criteria 5 and 6 aim at the oracle's loss on the texts; "
+            "which method reached it is in the raw numbers (forget_nll beside oracle_nll).",
             f"Corpus: {f['corpus']}. Models: {f['models']}.",
         ]
 
