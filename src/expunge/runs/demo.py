@@ -34,6 +34,8 @@ FORGETTING = {
     "stop": {"every": 2, "forget_target": "holdout", "keep": "closest"},
 }
 VOCABULARY = 1024
+# Audits that look inside the weights. They cost more than forgetting does, so other runs name them.
+INSIDE = ("concept_vectors", "logit_lens", "linear_probe")
 
 
 def run_demo(
@@ -87,6 +89,7 @@ def run_demo(
             "method": method,
             "settings": settings,
             "scenario": "entity",
+            "audit_settings": {audit: {} for audit in INSIDE},
             "seed": seed,
         },
         overrides,

@@ -60,6 +60,7 @@ class ConceptVectors(Audit):
 
     id = "concept_vectors"
     title = "Are the vectors that carried the concept still there?"
+    default = False
     needs = ("original", "retain")
     generates = ("forget", "retain")
     paper = "Hong et al. 2024, Intrinsic Evaluation of Unlearning Using Parametric Knowledge Traces (arXiv:2406.11614)"
