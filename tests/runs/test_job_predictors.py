@@ -13,6 +13,8 @@ from datasets import Dataset
 from transformers import AutoModelForImageClassification
 
 from expunge.errors import BadInput
+from expunge.methods.run import METHODS
+from expunge.runs.check import check
 from expunge.runs.job import run_audit_job, run_job
 from expunge.runs.recipe import read_recipe
 from expunge.tasks import predictor
@@ -141,3 +143,16 @@ def test_a_folder_does_not_choose_what_code_runs(given: Callable[..., Any], tmp_
     for named in (None, "tiny_modules:plain_module"):
         with pytest.raises(BadInput, match="os:system"):
             run_job(read_recipe(given={**recipe, "factory": named}), tmp_path / "run")
+
+
+PREDICTING = [name for name in METHODS.names() if "tabular_classifier" in METHODS.get(name).tasks]
+
+
+@pytest.mark.parametrize("method", PREDICTING)
+def test_every_method_is_checked_without_weights(
+    given: Callable[..., Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("load_pretrained", "load_module"):
+        monkeypatch.setattr(predictor, name, lambda *_: pytest.fail("weights were loaded"))
+    recipe = {**given("table"), "method": method, "settings": {}}
+    assert check(read_recipe(given=recipe), None).method is not None

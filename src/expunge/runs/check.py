@@ -27,7 +27,6 @@ from expunge.runs.folder import RunFolder
 from expunge.runs.models import model_path, stored
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Command, Recipe
-from expunge.tasks.base import Task
 from expunge.tasks.causal_lm import CausalLM, config_of
 from expunge.tasks.encoding import TextEncoder
 from expunge.tasks.factories import check_factory
@@ -247,14 +246,13 @@ def _described(recipe: Recipe) -> TextEncoder | Reading:
     return _encoder(recipe)
 
 
-def _outline(recipe: Recipe, model: TextEncoder | Reading) -> Task:
-    """Return the model as far as methods may ask about it before work starts.
+def _outline(recipe: Recipe, model: TextEncoder | Reading) -> Any:
+    """Return the model as far as methods may ask about it before work starts, without weights.
 
-    A language model has its structure and no weights, which may be large; a classifier or regressor is read as it is.
+    A language model has its structure; a classifier or regressor what goes in and what comes out.
     """
-    place = _place(recipe.model)
     if isinstance(model, Reading):
-        return Predictor.load(place, factory=recipe.factory)
+        return model
     with torch.device("meta"):
         structure = AutoModelForCausalLM.from_config(_config(recipe.model), trust_remote_code=False)
     return CausalLM(

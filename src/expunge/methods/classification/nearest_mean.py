@@ -132,6 +132,8 @@ class NearestMean(EditingMethod):
             BadInput: every problem.
         """
         super().check(task, request)
+        if not isinstance(task, Predictor):
+            return  # described, and not loaded yet
         head = task.head_module()
         if head is None or getattr(head, "bias", None) is None:
             what = "needs a linear head with a bias, and the model has none"
