@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,14 +116,15 @@ def load_corpus(where: str) -> Corpus:
     return corpus
 
 
-class _Source:
+class _Source(ABC):
     """Reads the parts of a corpus and collects what is wrong."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
+    @abstractmethod
     def rows(self, part: str, split: str) -> list[Any] | None:
-        raise NotImplementedError
+        """Return the rows of a split, or None where it cannot be read."""
 
     def texts(self, part: str, split: str, needed: bool = True) -> list[str]:
         rows = self._rows(part, split, needed)
