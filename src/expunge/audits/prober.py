@@ -6,6 +6,7 @@ transforms are scored in the shared pass, each distinct one once per model.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -156,9 +157,9 @@ class Prober(Audit):
 
     roles: ClassVar[tuple[str, ...]] = ("forget", "holdout")
 
+    @abstractmethod
     def transforms(self, seen: Observations) -> Sequence[Transform]:
         """Return the ways to ask."""
-        raise NotImplementedError
 
     def probes(self, seen: Observations) -> Probes:
         """Return every prompt of the audit."""
