@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
+from expunge.benchmarks.method_settings import method_settings
 from expunge.benchmarks.muse_cell import STRENGTHS, Cell, Checkpoint, run_cell
 from expunge.benchmarks.muse_data import Corpus, find, load_corpus
 from expunge.benchmarks.muse_prepare import prepare
@@ -27,16 +28,13 @@ from expunge.benchmarks.muse_result import COLUMNS, MuseResult
 from expunge.benchmarks.muse_scores import question_prompt
 from expunge.data.tokenizer import small_tokenizer
 from expunge.errors import BadInput, Problem
-from expunge.methods.base import nested, settle
-from expunge.methods.run import METHODS
-from expunge.registry import near_names
+from expunge.methods.base import nested
 from expunge.reports.leaderboard import page, to_csv
 from expunge.requests.request import example_id
 from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import read_recipe
 from expunge.runs.workers import Training, run_trainings
-from expunge.training.settings import TrainSettings
 
 METHODS_TRIED = ("retrain", "gradient_ascent", "grad_diff", "npo", "task_vector")
 SHAPE = {"hidden": 128, "layers": 3, "heads": 4, "context": 256}
@@ -100,7 +98,9 @@ class Muse(Benchmark[MuseOptions]):
             problems.append(Problem("--methods", what, "leave it out with --model"))
         if options.prepare and options.data:
             problems.append(Problem("--data", "is given beside --prepare", "give one of them"))
-        settings = _settings(options.methods, given, {} if options.model is not None else SMALL, problems)
+        settings = method_settings(
+            options.methods, given, {} if options.model is not None else SMALL, SMALL_OWN, 2, problems
+        )
         if problems:
             raise BadInput(problems)
         where, about = _corpus(options, progress)
@@ -146,27 +146,6 @@ def _corpus(options: MuseOptions, progress: Progress) -> tuple[str, str]:
         f"{options.passages} passages of {made['made_from'][0]} to forget and as many held out, "
         f"{2 * options.passages} of {kept} kept; {questions['forget']} and {questions['retain']} questions"
     )
-
-
-def _settings(
-    methods: Sequence[str], given: Mapping[str, Any], base: Mapping[str, Any], problems: list[Problem]
-) -> dict[str, dict[str, Any]]:
-    """Give every method the settings that it knows, and check them before any work."""
-    loop = set(TrainSettings.model_fields)
-    own = {method: set(METHODS.get(method).Config.model_fields) for method in methods}
-    known = loop.union(*own.values())
-    problems += [
-        Problem(f"--set {key}", "is a setting of none of the methods", near_names(key, sorted(known)))
-        for key in given
-        if key not in known
-    ]
-    settings: dict[str, dict[str, Any]] = {}
-    for method in methods:
-        mine = {key: value for key, value in given.items() if key in loop | own[method]}
-        stop = {"every": 2, "forget_target": "oracle", "keep": "closest", **mine.pop("stop", {})}
-        settings[method] = {**base, **(SMALL_OWN.get(method, {}) if base else {}), **mine, "stop": stop}
-        settle(METHODS.get(method), settings[method])
-    return settings
 
 
 def _train(

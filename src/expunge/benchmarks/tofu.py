@@ -18,21 +18,19 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
+from expunge.benchmarks.method_settings import method_settings
 from expunge.benchmarks.tofu_cell import Cell, run_cell
 from expunge.benchmarks.tofu_data import TofuSplit, find, load_split
 from expunge.benchmarks.tofu_result import COLUMNS, TofuResult
 from expunge.data.tokenizer import small_tokenizer
 from expunge.errors import BadInput, Problem
-from expunge.methods.base import nested, settle
-from expunge.methods.run import METHODS
-from expunge.registry import near_names
+from expunge.methods.base import nested
 from expunge.reports.leaderboard import page, to_csv
 from expunge.requests.request import example_id
 from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import read_recipe
 from expunge.runs.workers import Training, run_trainings
-from expunge.training.settings import TrainSettings
 
 SIX = ("retrain", "finetune", "gradient_ascent", "grad_diff", "npo", "simnpo")
 SHAPE = {"hidden": 128, "layers": 4, "heads": 4}
@@ -87,7 +85,7 @@ class Tofu(Benchmark[TofuOptions]):
             problems.append(
                 Problem("--methods", "retrain means training a checkpoint's like", "leave it out with --model")
             )
-        settings = _settings(methods, given, {} if model is not None else SMALL, problems)
+        settings = method_settings(methods, given, {} if model is not None else SMALL, SMALL_OWN, 1, problems)
         if problems:
             raise BadInput(problems)
         progress.stage(f"reading TOFU from {where}")
@@ -118,27 +116,6 @@ class Tofu(Benchmark[TofuOptions]):
         )  # fmt: skip
         _write(result, out)
         return result
-
-
-def _settings(
-    methods: Sequence[str], given: Mapping[str, Any], base: Mapping[str, Any], problems: list[Problem]
-) -> dict[str, dict[str, Any]]:
-    """Give every method the settings that it knows, and check them before any work."""
-    loop = set(TrainSettings.model_fields)
-    own = {method: set(METHODS.get(method).Config.model_fields) for method in methods}
-    known = loop.union(*own.values())
-    problems += [
-        Problem(f"--set {key}", "is a setting of none of the methods", near_names(key, sorted(known)))
-        for key in given
-        if key not in known
-    ]
-    settings: dict[str, dict[str, Any]] = {}
-    for method in methods:
-        mine = {key: value for key, value in given.items() if key in loop | own[method]}
-        stop = {"every": 1, "forget_target": "oracle", "keep": "closest", **mine.pop("stop", {})}
-        settings[method] = {**base, **(SMALL_OWN.get(method, {}) if base else {}), **mine, "stop": stop}
-        settle(METHODS.get(method), settings[method])
-    return settings
 
 
 def _target(settings: Mapping[str, Mapping[str, Any]]) -> str:
