@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.errors import BadInput
 from expunge.tasks.causal_lm import CausalLM
@@ -51,8 +53,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def start(tiny_model: Any, tokenizer: Any, variant: str) -> tuple[CausalLM, Streams, TrainSettings]:
-    chosen = dict(VARIANTS[variant])
-    task = CausalLM(tiny_model(chosen.pop("family"), vocab=384)[0], tokenizer)
+    return prepare(CausalLM(tiny_model(VARIANTS[variant]["family"], vocab=384)[0], tokenizer), variant)
+
+
+def prepare(task: CausalLM, variant: str) -> tuple[CausalLM, Streams, TrainSettings]:
+    chosen = {key: value for key, value in VARIANTS[variant].items() if key != "family"}
     questions = [(f"Where was number {i} born?", f"In Velburg{' or Salt' * (i % 3)} {i}.") for i in range(40)]
     encoded = task.encoder.encode(questions, [f"id{i}" for i in range(40)])
     streams: Streams = {"forget": encoded.take(range(12)), "retain": encoded.take(range(12, 40))}
@@ -71,12 +76,40 @@ def run(
     return train(task, NPO, streams, settings, folder=folder, probe=probe, progress=lambda n, *_: kill(n))
 
 
-def in_a_process_that_dies(work: Callable[[], None]) -> None:
-    """Run in a forked process, which must end by SIGKILL."""
-    process = multiprocessing.get_context("fork").Process(target=work)
+def in_a_process_that_dies(tiny_model: Any, tokenizer: Any, variant: str, folder: Path, moment: int | str) -> None:
+    """Run in a process of its own, which must end by SIGKILL at that step or that write.
+
+    Not forked from this one: by now it may hold threads of earlier tests, whose locks a fork would leave shut.
+    """
+    start_files = folder.parent / "start"
+    tiny_model(VARIANTS[variant]["family"], vocab=384)[0].save_pretrained(start_files)
+    tokenizer.save_pretrained(start_files)
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(["pytest", "peft", "expunge.training.loop", "expunge.tasks.causal_lm"])
+    arguments = {"DYING": {"start_files": start_files, "variant": variant, "folder": folder, "moment": moment}}
+    process = clean.Process(target=runpy.run_path, args=(__file__, arguments, "__main__"), daemon=True)
     process.start()
-    process.join(120)
+    process.join(240)
     assert process.exitcode == -signal.SIGKILL
+
+
+def run_and_die(start_files: Path, variant: str, folder: Path, moment: int | str) -> None:
+    """What that process does; ``moment`` is a step, or the write to die in."""
+    model = AutoModelForCausalLM.from_pretrained(start_files)
+    killed, streams, settings = prepare(CausalLM(model, AutoTokenizer.from_pretrained(start_files)), variant)
+    real = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if Path(target).name == {"reference": "reference.safetensors", "checkpoint": "step-00000006"}[str(moment)]:
+            die()
+        real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "log":  # after the rename, before the older one is removed
+            patch.setattr("expunge.training.loop.remove_older", lambda _: die())
+        elif isinstance(moment, str):
+            patch.setattr(os, "replace", replace)
+        run(killed, streams, settings, folder, lambda n: die() if n == moment else None)
 
 
 def die() -> None:
@@ -98,12 +131,7 @@ def test_killed_and_resumed_gives_the_same_bytes(
     # Twice: somewhere after a checkpoint, and then again before the next one.
     moments = random.SystemRandom().sample(range(4, whole.steps), 2)
     for moment in sorted(moments):
-        killed, _, _ = start(tiny_model, tiny_tokenizer, variant)
-        in_a_process_that_dies(
-            lambda killed=killed, moment=moment: run(  # type: ignore[misc]
-                killed, streams, settings, tmp_path / "cut", lambda n: die() if n == moment else None
-            )
-        )
+        in_a_process_that_dies(tiny_model, tiny_tokenizer, variant, tmp_path / "cut", moment)
     again, _, _ = start(tiny_model, tiny_tokenizer, variant)
     resumed = run(again, streams, settings, tmp_path / "cut")
     assert resumed.resumed_from is not None, f"killed at {moments}"
@@ -123,30 +151,10 @@ def test_killed_and_resumed_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("moment", ["reference", "checkpoint", "log"])
-def test_a_kill_while_writing_loses_nothing(
-    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_a_kill_while_writing_loses_nothing(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, moment: str) -> None:
     task, streams, settings = start(tiny_model, tiny_tokenizer, "full")
     run(task, streams, settings, tmp_path / "whole")
-    killed, _, _ = start(tiny_model, tiny_tokenizer, "full")
-    real, calls = os.replace, []
-
-    def replace(source: Any, target: Any) -> None:
-        calls.append(target)
-        wanted = "reference.safetensors" if moment == "reference" else "step-00000006"
-        if Path(target).name == wanted:
-            die()
-        real(source, target)
-
-    def work() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            if moment == "log":  # after the rename, before the older one is removed
-                patch.setattr("expunge.training.loop.remove_older", lambda _: die())
-            else:
-                patch.setattr(os, "replace", replace)
-            run(killed, streams, settings, tmp_path / "cut")
-
-    in_a_process_that_dies(work)
+    in_a_process_that_dies(tiny_model, tiny_tokenizer, "full", tmp_path / "cut", moment)
     again, _, _ = start(tiny_model, tiny_tokenizer, "full")
     resumed = run(again, streams, settings, tmp_path / "cut")
     assert resumed.resumed_from == {"reference": None, "checkpoint": 3, "log": 3}[moment]
@@ -223,3 +231,7 @@ def test_resuming_really_uses_the_checkpoint(tiny_model: Any, tiny_tokenizer: An
     run(again, streams, settings, tmp_path)
     moved = weights(again)["transformer.wte.weight"] - weights(task)["transformer.wte.weight"]
     assert torch.allclose(moved, torch.ones_like(moved), atol=1e-5)
+
+
+if __name__ == "__main__":
+    run_and_die(**globals()["DYING"])
