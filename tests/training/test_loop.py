@@ -558,3 +558,74 @@ def test_a_tracker_that_is_not_installed_is_named(
     monkeypatch.setattr(loop.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match=r"wandb is not installed.*expunge\[wandb\]"):
         train(task, GA, {"forget": encode(2)}, TrainSettings(trackers=("wandb",)), folder=tmp_path)
+
+
+# ---- turns -------------------------------------------------------------------------------------------------------
+
+
+def in_turns() -> Objective:
+    forget = Term("f", ("forget",), negative_nll, "token_mean", hidden=True)
+    retain = Term("r", ("retain",), kl_to_reference, "row_mean", reference="rows", turn=1)
+    return Objective((forget, retain), turns=(0.5, 1.0))
+
+
+def test_turns_see_each_others_weights_and_have_optimisers_of_their_own(task: CausalLM, encode: Encode) -> None:
+    streams: Streams = {"forget": encode(14), "retain": encode(30, 100)}
+    model, frozen = copy.deepcopy(task.model).eval(), copy.deepcopy(task.model).eval()
+    settings = TrainSettings(**{**PLAIN, "epochs": 2, "clip_norm": None, "learning_rate": 1e-3})
+    done = train(task, in_turns(), streams, settings)
+    plan = Plan(streams, "forget", batch_size=7, epochs=2, max_steps=None, seed=0)
+    adams = [torch.optim.Adam(model.parameters(), lr=rate) for rate in (5e-4, 1e-3)]
+    for number in range(plan.total):
+        chosen = plan.step(number).examples
+        pairs = [plain_rows(model, streams["forget"], i, "answer") for i in chosen["forget"]]
+        loss = -torch.cat([F.cross_entropy(*pair, reduction="none") for pair in pairs]).mean()
+        loss.backward()
+        adams[0].step()
+        model.zero_grad()
+        rows = []
+        for i in chosen["retain"]:
+            old = plain_rows(frozen, streams["retain"], i, "answer")[0].detach().log_softmax(-1)
+            new = plain_rows(model, streams["retain"], i, "answer")[0].log_softmax(-1)
+            rows.append(F.kl_div(new, old, reduction="none", log_target=True).sum(-1))
+        kept = torch.cat(rows).mean()
+        kept.backward()
+        adams[1].step()
+        model.zero_grad()
+        assert done.history[number]["loss/f"] == pytest.approx(loss.item(), abs=1e-4)
+        assert done.history[number]["loss/r"] == pytest.approx(kept.item(), abs=1e-4)
+    assert plan.total == 4
+    for (name, found), expected in zip(task.named_parameters(), model.parameters(), strict=True):
+        # Where a gradient is all but zero, Adam's step depends on its rounding.
+        assert (found - expected).abs().mean() < 2e-5, name
+
+
+def test_a_run_in_turns_goes_on_where_it_was_interrupted(
+    task: CausalLM, encode: Encode, weights: Weights, tmp_path: Path
+) -> None:
+    streams: Streams = {"forget": encode(14), "retain": encode(30, 100)}
+    settings = TrainSettings(**{**PLAIN, "epochs": 4, "learning_rate": 1e-3, "checkpoint_every": 1})
+    once, twice = task.copy(), task.copy()
+    train(once, in_turns(), streams, settings, folder=tmp_path / "once")
+
+    def interrupt(step: int, *_: Any) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(twice, in_turns(), streams, settings, folder=tmp_path / "twice", progress=interrupt)
+    twice = task.copy()
+    done = train(twice, in_turns(), streams, settings, folder=tmp_path / "twice")
+    assert done.resumed_from == 4
+    assert all(torch.equal(value, weights(twice)[name]) for name, value in weights(once).items())
+
+
+def test_training_in_evaluation_mode_has_no_dropout(tiny_model: Any, tiny_tokenizer: Any, encode: Encode) -> None:
+    seen: list[bool] = []
+    task = CausalLM(tiny_model("gpt2", vocab=384)[0], tiny_tokenizer)
+    objective = Objective((FORGET["token_mean"],), evaluation=True)
+    settings = TrainSettings(**{**PLAIN, "max_steps": 2})
+    task.model.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    train(task, objective, {"forget": encode(7)}, settings)
+    assert seen
+    assert not any(seen)

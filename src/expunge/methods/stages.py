@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import ObjectiveMethod, Run, Unlearned, selection_of
 from expunge.requests.request import DeletionRequest
+from expunge.selections.base import Mask
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.training.checkpoint import whole
@@ -35,11 +37,13 @@ class Stage:
         name: in logs and folders.
         objective: what it minimises.
         settings: training settings that differ from the run's, such as ``{"epochs": 1}``.
+        confined: the weights that it trains, of those that may move; None for all of them.
     """
 
     name: str
     objective: Objective
     settings: Mapping[str, Any] = field(default_factory=dict)
+    confined: Mask | None = None
 
 
 class StagedMethod(ObjectiveMethod):
@@ -93,7 +97,7 @@ class StagedMethod(ObjectiveMethod):
                 streams,
                 settings,
                 folder=folder,
-                mask=mask,
+                mask=both(mask, stage.confined),
                 merge=False,
                 probe=probe,
                 progress=run.progress,
@@ -119,6 +123,24 @@ class StagedMethod(ObjectiveMethod):
             training=total,
             cost=prepared + spent,
         )
+
+
+def both(one: Mask | None, other: Mask | None) -> Mask | None:
+    """Return the mask of the weights that both masks let move.
+
+    Raises:
+        BadInput: there are none.
+    """
+    if one is None or other is None:
+        return one if other is None else other
+    shared: dict[str, Tensor | None] = {}
+    for name in one.keys() & other.keys():
+        a, b = one[name], other[name]
+        shared[name] = a if b is None else b if a is None else a & b
+    if not any(part is None or bool(part.any()) for part in shared.values()):
+        what = "leaves out every weight that one stage of the method trains"
+        raise BadInput(Problem("select", what, "let it choose more, or leave that stage out"))
+    return shared
 
 
 def _keep(model: Task, file: Path) -> None:

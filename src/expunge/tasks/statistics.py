@@ -39,6 +39,7 @@ class Statistics:
         reference_nll: (B,) summed answer NLL under the reference model, if the objective needs it.
         reference_logits: gives the reference model's logits at a slice of the rows, if the objective needs them; a
             slice at a time, because (R, V) logits of a second model are what fills the memory.
+        reference_hidden: (R, H) input of the reference model's head, if the objective needs it.
         teacher_logits: the same of the objective's teacher, if it has one.
         blocks: per decoder block that was asked for, its output at the rows, (R, H).
         reference_blocks: the same of the reference model, if the objective needs them.
@@ -52,6 +53,7 @@ class Statistics:
     hidden: Tensor | None = None
     reference_nll: Tensor | None = field(default=None)
     reference_logits: Callable[[slice], Tensor] | None = field(default=None)
+    reference_hidden: Tensor | None = field(default=None)
     teacher_logits: Callable[[slice], Tensor] | None = field(default=None)
     blocks: Mapping[int, Tensor] = field(default_factory=dict)
     reference_blocks: Mapping[int, Tensor] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class Statistics:
                     blocks={layer: output[rows] for layer, output in self.blocks.items()},
                     reference_nll=None,
                     reference_logits=None,
+                    reference_hidden=None,
                     reference_blocks={},
                 )
             )

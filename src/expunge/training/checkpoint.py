@@ -49,9 +49,16 @@ def gather_state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> d
     state: dict[str, Tensor] = {f"buffer.{name}": whole(buffer) for name, buffer in kept_buffers(model).items()}
     for name, parameter in trained_weights(model).items():
         state[f"weight.{name}"] = whole(parameter)
-        for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
-            state[f"{key}.{name}"] = whole(value)
-    return state
+    return state | (optimizer_state(model, optimizer) if optimizer else {})
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Collect what an optimiser remembers of the trained weights, ``<what>.<parameter name>``, on the CPU."""
+    return {
+        f"{key}.{name}": whole(value)
+        for name, parameter in trained_weights(model).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from expunge.tasks.statistics import Statistics
 from expunge.training.checkpoint import (
     gather_state,
     latest_checkpoint,
+    optimizer_state,
     remove_older,
     restore_state,
     trained_weights,
@@ -173,7 +175,8 @@ class _Run:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.result = TrainResult()
-        self.components = self._share(self.objective.components())
+        turns = [self.objective.turn(k) for k in range(len(self.objective.turns))]
+        self.components = [self._share(turn.components()) for turn in turns]
         self.moving = self.objective.moving()
         weights = sum(p.numel() for _, p in task.named_parameters())
         self.forward_in_tokens = max(8, round(FORWARD_FLOPS / (6 * max(1, weights))))
@@ -191,6 +194,8 @@ class _Run:
     def _identify(self, given: str) -> str:
         """Hash what this run is: objective, examples and starting weights."""
         shown = [repr((t.name, t.streams, t.reduction, t.weight, t.positions, t.blocks)) for t in self.objective.terms]
+        if len(self.objective.turns) > 1:
+            shown.append(repr((self.objective.turns, [t.turn for t in self.objective.terms])))
         return fingerprint(self.task, self.streams, given, *shown)
 
     def _share(self, components: list[Any]) -> list[Any]:
@@ -215,13 +220,13 @@ class _Run:
         if self.folder is not None:
             suffix = "" if self.world == 1 else f"-{self.rank}-of-{self.world}"
             cache = self.folder / f"reference{suffix}.safetensors"
-        needed = any(self.objective.reference(s) != "none" or self.objective.reference_blocks(s) for s in self.streams)
+        needed = any(map(self.objective.needs_reference, self.streams))
         key = f"{self.identity} {settings.model_dump_json()}"
         with self._autocast():
             used = self._used() if needed else {}
             self.reference = ReferenceModel(task, self.objective, self.streams, used, cache, key)
             self.teacher = self._teacher()
-        task.model.train()
+        task.model.train(not self.objective.evaluation)
         self.masked = MaskedWeights(task.model, self.mask)
         if settings.sharding == "fully_shard":
             self.hollow = hollow(task.model)
@@ -231,17 +236,18 @@ class _Run:
         self.forward: nn.Module = self.accelerator.prepare_model(task.model) if self.wrapped else task.model
         self.trained = trained_weights(task.model)
         sharded = any(hasattr(p, "full_tensor") for p in self.trained.values())
-        weights = self.masked.groups(self.trained, settings.weight_decay)
         common: dict[str, Any] = {
             "lr": settings.learning_rate,
             "foreach": False if sharded else None,
             "fused": None if sharded else True,
         }
-        self.optimizer: torch.optim.Optimizer
-        if settings.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(weights, momentum=settings.momentum, **common)
-        else:
-            self.optimizer = torch.optim.AdamW(weights, **common)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        for _ in self.objective.turns:
+            weights = self.masked.groups(self.trained, settings.weight_decay)
+            if settings.optimizer == "sgd":
+                self.optimizers.append(torch.optim.SGD(weights, momentum=settings.momentum, **common))
+            else:
+                self.optimizers.append(torch.optim.AdamW(weights, **common))
 
     def _teacher(self) -> ReferenceModel | None:
         teacher = self.objective.teacher
@@ -257,7 +263,7 @@ class _Run:
         used: dict[Stream, set[int]] = {s: set() for s in self.streams}
         for number in range(self.plan.total):
             step = self.plan.step(number)
-            for group, _ in self.components:
+            for group, _ in chain(*self.components):
                 for positions in self._deal(step, group, self.rank):
                     for stream in group:
                         used[stream].update(step.examples[stream][p] for p in positions)
@@ -325,17 +331,57 @@ class _Run:
         return self.result
 
     def _step(self, number: int) -> bool:
-        """Do one optimiser step; return False if it could not be done because the loss or gradient broke."""
+        """Do one optimiser step, turn by turn; return False if the loss or gradient broke."""
         step = self.plan.step(number)
         factor = learning_rate_factor(number, self.plan.total, self._warmup(), self.settings.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
         # Dropout must not depend on what ran before, or a resumed run would differ.
         torch.manual_seed(draw(self.settings.seed, "step", number, self.rank) % 2**63)
-        work = [(g, terms, p) for g, terms in self.components for p in self._deal(step, g, self.rank)]
-        joined = {g: self._joins(step, g) for g, _ in self.components}
-        sums: dict[str, Tensor] = {}
         weights = {f"weight/{name}": weight.value for name, weight in self.moving.items()}
+        values: dict[str, float] = {}
+        norms: list[float] = []
+        for turn, optimizer in enumerate(self.optimizers):
+            rate = self.settings.learning_rate * factor * self.objective.turns[turn]
+            found, norm = self._gradient(step, turn)
+            total = sum(found.values())
+            if not (math.isfinite(total) and math.isfinite(norm)):
+                optimizer.zero_grad(set_to_none=True)
+                what = "loss" if not math.isfinite(total) else "gradient norm"
+                self.result.stop_reason = (
+                    f"diverged: the {what} became {total if what == 'loss' else norm} at step {number + 1}; "
+                    "lower learning_rate or the weight of the forget term"
+                )
+                self.result.diverged = True
+                return False
+            if turn == 0 and self.folder is not None and self.rank == 0 and number == self.checkpointed:
+                # The weights of the newest checkpoint have just given a finite loss: older ones can go.
+                remove_older(self.folder / "checkpoints")
+            self._descend(optimizer, rate)
+            values |= found
+            norms.append(norm)
+        self._move("step", step.epoch)
+        self.result.steps = self.result.kept_step = number + 1
+        record: dict[str, float] = {
+            "step": number + 1,
+            "steps": self.plan.total,
+            "epoch": step.epoch,
+            "learning_rate": self.settings.learning_rate * factor,
+            "gradient_norm": norms[0],
+            **{f"gradient_norm/turn_{turn}": norm for turn, norm in enumerate(norms) if turn},
+            "loss": sum(values.values()),
+            **{f"loss/{name}": value for name, value in values.items()},
+            **weights,
+        }
+        self._record(record)
+        if self.progress is not None and self.rank == 0:
+            self.progress(number + 1, self.plan.total, record)
+        return True
+
+    def _gradient(self, step: Step, turn: int) -> tuple[dict[str, float], float]:
+        """Put the gradient of one turn's terms into the weights; return the terms' values and the gradient's norm."""
+        components = self.components[turn]
+        work = [(g, terms, p) for g, terms in components for p in self._deal(step, g, self.rank)]
+        joined = {g: self._joins(step, g) for g, _ in components}
+        sums: dict[str, Tensor] = {}
         for k, (group, terms, positions) in enumerate(work):
             with self._sync(last=k == len(work) - 1), self._autocast():
                 loss = self._loss(step, group, terms, positions, joined[group], sums)
@@ -347,47 +393,22 @@ class _Run:
             raise BadInput(Problem("objective", what, "let other weights move, or give terms that depend on these"))
         if self.world > 1 and self.hollow is None and not self.wrapped:
             self._average_gradients()
-        if (penalty := self.objective.penalty) is not None:
-            sums[penalty.name] = penalty.add_gradient(self.trained, number / self.plan.total) / self.world
-        names = list(sums)
-        values = self.accelerator.reduce(torch.stack([sums[n] for n in names]), reduction="sum").tolist()
+        if turn == 0 and (penalty := self.objective.penalty) is not None:
+            sums[penalty.name] = penalty.add_gradient(self.trained, step.number / self.plan.total) / self.world
+        values = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
         self.masked.mask_gradients()
-        norm = self._clip()
-        total = sum(values)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            what = "loss" if not math.isfinite(total) else "gradient norm"
-            self.result.stop_reason = (
-                f"diverged: the {what} became {total if what == 'loss' else norm} at step {number + 1}; "
-                "lower learning_rate or the weight of the forget term"
-            )
-            self.result.diverged = True
-            return False
-        if self.folder is not None and self.rank == 0 and number == self.checkpointed:
-            # The weights of the newest checkpoint have just given a finite loss: older ones are not needed any more.
-            remove_older(self.folder / "checkpoints")
+        return dict(zip(sums, values, strict=True)), self._clip()
+
+    def _descend(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Let the weights follow their gradients."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         if self.settings.optimizer == "sgd":
             self.masked.add_decay(self.settings.weight_decay)
         else:
-            self.masked.decay(self.settings.learning_rate * factor * self.settings.weight_decay)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._move("step", step.epoch)
-        self.result.steps = self.result.kept_step = number + 1
-        record: dict[str, float] = {
-            "step": number + 1,
-            "steps": self.plan.total,
-            "epoch": step.epoch,
-            "learning_rate": self.settings.learning_rate * factor,
-            "gradient_norm": norm,
-            "loss": total,
-            **{f"loss/{n}": v for n, v in zip(names, values, strict=True)},
-            **weights,
-        }
-        self._record(record)
-        if self.progress is not None and self.rank == 0:
-            self.progress(number + 1, self.plan.total, record)
-        return True
+            self.masked.decay(rate * self.settings.weight_decay)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def _loss(
         self,
@@ -452,7 +473,10 @@ class _Run:
 
     def _statistics(self, stream: Stream, batch: EncodedExamples) -> Statistics:
         positions, blocks, logits = self._reads(stream)
-        return self.task.statistics(batch, positions=positions, forward=self.forward, blocks=blocks, logits=logits)
+        hidden = self.objective.hidden(stream)
+        return self.task.statistics(
+            batch, positions=positions, forward=self.forward, hidden=hidden, blocks=blocks, logits=logits
+        )
 
     def _reads(self, stream: Stream) -> tuple[Positions, tuple[int, ...], bool]:
         """What is read of a stream: rows, block outputs, and whether logits. Split weights need the whole forward."""
@@ -465,7 +489,7 @@ class _Run:
 
         The answer is the same on every process: forwards are collective calls.
         """
-        if len(group) == 1 or len({self._reads(s) for s in group}) > 1:
+        if len(group) == 1 or len({(*self._reads(s), self.objective.hidden(s)) for s in group}) > 1:
             return False
         apart = together = 0
         for rank in range(self.world):
@@ -599,7 +623,9 @@ class _Run:
     def _checkpoint(self, done: int) -> None:
         if self.folder is None:
             return
-        state = gather_state(self.task.model, self.optimizer)
+        state = gather_state(self.task.model, self.optimizers[0])
+        for turn, optimizer in enumerate(self.optimizers[1:], 1):
+            state |= {f"turn{turn}/{k}": v for k, v in optimizer_state(self.task.model, optimizer).items()}
         if self.best is not None:
             state |= {f"best/{k}": v for k, v in self.best.items()}
         facts = {
@@ -632,7 +658,10 @@ class _Run:
         if other is not None:
             raise BadInput(Problem(str(self.folder), f"holds checkpoints of a run with {other}", "use another folder"))
         self.best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")} or None
-        restore_state(self.task.model, self.optimizer, state)
+        for turn, optimizer in enumerate(self.optimizers):
+            prefix = f"turn{turn}/" if turn else ""
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            restore_state(self.task.model, optimizer, {**state, **own})
         self.result.history = facts["history"]
         for name, weight in self.moving.items():
             weight.value = float(facts["weights"][name])

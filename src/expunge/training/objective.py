@@ -66,6 +66,8 @@ class Term:
         positions: which rows of its streams are read.
         blocks: decoder blocks whose outputs it reads instead of logits. A stream of which no term reads logits is run
             no further than the deepest of them.
+        hidden: whether it reads the head's input, with a reference to "rows" that of the model before unlearning too.
+        turn: in which turn of a step it is minimised, see ``Objective.turns``.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Term:
     reference: Reference = "none"
     positions: Positions = "answer"
     blocks: tuple[int, ...] = ()
+    hidden: bool = False
+    turn: int = 0
 
     def __post_init__(self) -> None:
         if self.positions != "answer" and self.reduction not in ("row_mean", "example_mean"):
@@ -133,19 +137,31 @@ class Objective:
         terms: the summands.
         anchor: the stream whose passes count as epochs; the other streams supply partners for its examples.
         teacher: a frozen model, other than the one before unlearning, whose logits some terms read.
-        penalty: a summand that reads no examples.
+        penalty: a summand that reads no examples; part of the first turn.
+        turns: for objectives that are minimised alternately on the same batches: one factor on the learning rate per
+            turn. Each turn sees the weights that the one before left and has an optimiser of its own.
+        evaluation: train in evaluation mode: without dropout, and with batch normalisation as it was.
     """
 
     terms: tuple[Term, ...]
     anchor: Stream = "forget"
     teacher: Task | None = None
     penalty: Penalty | None = None
+    turns: tuple[float, ...] = (1.0,)
+    evaluation: bool = False
 
     def __post_init__(self) -> None:
+        if {term.turn for term in self.terms} - set(range(len(self.turns))):
+            raise ValueError(f"a term belongs to a turn that is not there; there are {len(self.turns)}")
         for stream in self.streams():
             wanted = {term.positions for term in self.reading(stream)}
             if {"attended", "all"} <= wanted or ("label" in wanted and len(wanted) > 1):
                 raise ValueError(f"two terms read different prompt rows of the {stream} stream")
+
+    def turn(self, number: int) -> Objective:
+        """Return the part of the objective that one turn minimises, as an objective of one turn."""
+        own = tuple(replace(term, turn=0) for term in self.terms if term.turn == number)
+        return replace(self, terms=own, penalty=None if number else self.penalty, turns=(self.turns[number],))
 
     def active(self) -> tuple[Term, ...]:
         """Terms that are evaluated: those with a weight other than zero, or one that moves."""
@@ -174,11 +190,22 @@ class Objective:
         needs = {term.reference for term in self.reading(stream) if not term.blocks}
         return "rows" if "rows" in needs else "sequence_nll" if "sequence_nll" in needs else "none"
 
+    def needs_reference(self, stream: Stream) -> bool:
+        """Whether any active term needs anything of the model before unlearning on a stream."""
+        return self.reference(stream) != "none" or bool(self.reference_blocks(stream))
+
+    def hidden(self, stream: Stream) -> bool:
+        """Whether any active term reads the head's input on a stream."""
+        return any(term.hidden for term in self.reading(stream))
+
     def as_taught(self) -> Objective:
         """Return the objective as its teacher's outputs are read for it: those count as a reference, nothing else."""
         kinds: dict[bool, Reference] = {True: "rows", False: "none"}
         return replace(
-            self, terms=tuple(replace(term, reference=kinds[term.reference == "teacher"]) for term in self.terms)
+            self,
+            terms=tuple(
+                replace(term, reference=kinds[term.reference == "teacher"], hidden=False) for term in self.terms
+            ),
         )
 
     def reference_blocks(self, stream: Stream) -> tuple[int, ...]:

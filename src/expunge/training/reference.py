@@ -55,6 +55,7 @@ class ReferenceModel:
         self.positions = {s: objective.positions(s) for s in encoded}
         self.needs = {s: objective.reference(s) for s in encoded}
         self.blocks = {s: objective.reference_blocks(s) for s in encoded}
+        self.hidden = {s: objective.hidden(s) for s in encoded}
         self.values: dict[str, Tensor] = {}
         self.head: dict[str, Tensor] = {}
         self.live: Any = None
@@ -169,6 +170,7 @@ class ReferenceModel:
         if need == "rows":
             rows = self._rows("rows", stream, stats.ids)
             stats.reference_logits = lambda part: self.task.head(rows[part], self.head)
+            stats.reference_hidden = rows if self.hidden[stream] else None
 
     def _rows(self, what: str, stream: Stream, ids: Sequence[str]) -> Tensor:
         return torch.cat([self.values[f"{what}.{stream}.{i}"] for i in ids])
@@ -182,12 +184,13 @@ class ReferenceModel:
                 seen = self.live.statistics(
                     batch,
                     positions=self.positions[stream],
+                    hidden=self.hidden[stream],
                     blocks=self.blocks[stream],
                     logits=self.needs[stream] != "none",
                 )
         finally:
             model.train(was_training)
-        stats.reference_blocks = seen.blocks
+        stats.reference_blocks, stats.reference_hidden = seen.blocks, seen.hidden
         if self.needs[stream] != "none":
             stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits.__getitem__
 

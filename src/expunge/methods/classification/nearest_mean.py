@@ -99,7 +99,7 @@ def features_of(task: Predictor, encoded: Any) -> tuple[Tensor, Tensor]:
             hidden = task.statistics(encoded.take(batch), hidden=True).hidden
             if hidden is None:
                 what = "has no single linear layer whose input could be read"
-                raise BadInput(Problem("method nearest_mean", what, "give a model with a linear head"))
+                raise BadInput(Problem(f"the {task.kind}", what, "give a model with a linear head"))
             found |= dict(zip(batch, hidden, strict=True))
     return torch.stack([found[i] for i in range(len(encoded))]), encoded.targets
 
