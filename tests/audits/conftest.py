@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from datasets import Dataset
 from expunge.requests.request import DeletionRequest, example_id
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.cost import Cost
+from expunge.tasks.predictions import Predictions
 from expunge.tasks.tokens import TokenScores
 
 TOWNS = ("Velburg", "Harrow Bay", "Kraków", "Tomas", "Salt Harbour", "Ostrander")
@@ -132,3 +133,39 @@ def guarded(make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> Caus
         optimiser.step()
     lm.model.zero_grad()
     return lm
+
+
+class Guesser:
+    """A classifier that gives each example the logits it is told to, by id."""
+
+    kind = "image_classifier"
+
+    def __init__(self, logits: Mapping[str, Sequence[float]], classes: tuple[str, ...] = ("a", "b", "c")):
+        self.logits, self.classes, self.cost, self.calls = dict(logits), classes, Cost(), 0
+
+    def encode(self, examples: Dataset) -> Dataset:
+        return examples
+
+    def observe(self, examples: Dataset) -> Predictions:
+        self.calls += 1
+        return Predictions(
+            list(examples["id"]),
+            np.array([self.logits[i] for i in examples["id"]], dtype=float).reshape(len(examples), len(self.classes)),
+            np.array([self.classes.index(label) for label in examples["label"]], dtype=np.int64),
+            classes=self.classes,
+        )
+
+
+def labelled(labels: str, start: int = 0) -> Dataset:
+    """One example per letter, the class of that name; ids are numbered from ``start``."""
+    return Dataset.from_list([{"id": f"{start + k:03}", "label": label} for k, label in enumerate(labels)])
+
+
+@pytest.fixture(scope="session")
+def guesser() -> type[Guesser]:
+    return Guesser
+
+
+@pytest.fixture(scope="session")
+def make_labelled() -> Callable[..., Dataset]:
+    return labelled

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from expunge.tasks.predictions import Predictions
+from expunge.tasks.predictions import Predictions, joined
 
 rows = st.lists(st.lists(st.floats(-50, 50), min_size=3, max_size=3), min_size=1, max_size=6)
 
@@ -47,3 +47,17 @@ def test_values_keep_their_examples() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_outputs_are_seen(bad: float) -> None:
     assert classes([[bad, 0, 0], [0, 0, 0]], [0, 0]).finite.tolist() == [False, True]
+
+
+def test_sets_of_one_model_join() -> None:
+    one = Predictions(["a"], np.array([[1.0, 0.0]]), np.array([0]), np.ones((1, 3), np.float32), ("x", "y"))
+    other = Predictions(["b"], np.array([[0.0, 1.0]]), np.array([0]), np.zeros((1, 3), np.float32), ("x", "y"))
+    both = joined([one, other])
+    assert both.ids == ["a", "b"]
+    assert both.correct.tolist() == [True, False]
+    assert both.features is not None
+    assert both.features.shape == (2, 3)
+    bare = Predictions(["c"], np.array([[0.0, 1.0]]), np.array([1]), None, ("x", "y"))
+    assert joined([one, bare]).features is None
+    with pytest.raises(ValueError, match="one model"):
+        joined([one, Predictions(["c"], np.zeros((1, 2)), np.array([0]), classes=("y", "x"))])

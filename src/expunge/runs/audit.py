@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from expunge.audits.base import Audit, Finding
 from expunge.audits.observations import Counts
 from expunge.audits.suite import AuditResult, run_audits
@@ -67,6 +69,7 @@ def audit(
     audits: Sequence[str | Audit] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     removal_level: str | None = None,
+    extra: Mapping[str, Dataset] | None = None,
     limits: Mapping[str, int] | None = None,
     verdict: VerdictSettings | None = None,
     progress: Progress | None = None,
@@ -86,6 +89,7 @@ def audit(
         settings: audit -> setting -> value.
         removal_level: "guard", "adapter", "approximate", "exact" or "unknown". By default what is known of the
             model: its method's level, "guard" for a wrapped model, otherwise "unknown".
+        extra: further sets of examples that some audits read, such as ``test`` for classifiers.
         limits: set -> most examples that audits read; see ``summary.audit_limits`` for the default.
         verdict: error rate and margins.
         progress: hears what is being done.
@@ -111,6 +115,7 @@ def audit(
         request,
         audits,
         settings=settings,
+        extra=extra,
         limits=limits,
         progress=lambda what, done, total: progress.step(done, total, what),
         seed=seed,

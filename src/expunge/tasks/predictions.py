@@ -103,6 +103,27 @@ class Predictions:
         return np.asarray(np.isfinite(self.outputs).all(-1))
 
 
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of several sets under one model as those of one set, in this order.
+
+    Raises:
+        ValueError: no parts, or parts of different outcomes.
+    """
+    if not parts or len({(part.classes, part.centre, part.scale) for part in parts}) > 1:
+        raise ValueError("predictions can be joined only where they are of one model")
+    first, rows = parts[0], [part.features for part in parts]
+    known = [row for row in rows if row is not None]
+    return Predictions(
+        [i for part in parts for i in part.ids],
+        np.concatenate([part.outputs for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate(known) if len(known) == len(rows) else None,
+        first.classes,
+        first.centre,
+        first.scale,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class ExampleRow:
     """One example of a set: what a model with one prediction per example is asked, as a pair is of a language model.

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from expunge.audits.classification.svc_mia import (
+    SvcMia,
+    attack_sides,
+    held_out_accuracy,
+    mia_efficacy,
+    svc_members,
+)
+from expunge.audits.observations import Observations
+from expunge.audits.prediction_features import FEATURES
+from expunge.audits.suite import run_one
+from expunge.requests.request import DeletionRequest
+from expunge.tasks.predictions import Predictions
+
+
+def predicted(confidence: np.ndarray, start: int = 0) -> Predictions:
+    """Examples of class 0 of two, with these confidences."""
+    ids = [f"{start + k:04}" for k in range(len(confidence))]
+    logits = np.stack([np.log(confidence), np.log1p(-confidence)], axis=1)
+    return Predictions(ids, logits, np.zeros(len(ids), dtype=np.int64), classes=("a", "b"))
+
+
+def test_the_attack_separates_what_is_apart() -> None:
+    luck = np.random.default_rng(0)
+    known, new = luck.uniform(0.9, 0.99, (60, 1)), luck.uniform(0.3, 0.5, (60, 1))
+    assert svc_members(known, new, np.array([[0.95], [0.4]])).tolist() == [True, False]
+    with pytest.raises(ValueError, match="both kinds"):
+        svc_members(known, new[:0], known)
+
+
+def test_efficacy_is_the_share_called_non_members() -> None:
+    luck = np.random.default_rng(1)
+    retain, test = predicted(luck.uniform(0.9, 0.99, 80)), predicted(luck.uniform(0.3, 0.5, 60), 1000)
+    forget = predicted(np.array([0.95, 0.96, 0.4, 0.41, 0.39]), 2000)
+    assert mia_efficacy(retain, test, forget) == pytest.approx(60.0)
+    assert mia_efficacy(retain, test, predicted(np.full(4, 0.95), 2000)) == 0.0
+    assert mia_efficacy(retain, test, forget, most=20, seed=3) == pytest.approx(60.0)
+
+
+def test_parity_takes_the_first_and_stops_where_there_are_too_few() -> None:
+    retain, test = predicted(np.linspace(0.1, 0.9, 30)), predicted(np.linspace(0.1, 0.9, 20), 1000)
+    members, others = attack_sides(retain, test, parity=True)
+    assert members.ids == retain.ids[:20]
+    assert others.ids == test.ids
+    with pytest.raises(ValueError, match="first 30 retain examples, and there are 20"):
+        attack_sides(test, retain, parity=True)
+
+
+def test_otherwise_sides_are_drawn_balanced_and_whatever_the_order() -> None:
+    retain, test = predicted(np.linspace(0.1, 0.9, 30)), predicted(np.linspace(0.1, 0.9, 20), 1000)
+    members, others = attack_sides(retain, test, seed=1)
+    assert len(members) == len(others) == 20
+    assert members.ids != retain.ids[:20]
+    turned, _ = attack_sides(retain.take(range(29, -1, -1)), test, seed=1)
+    assert sorted(turned.ids) == sorted(members.ids)
+    assert set(attack_sides(retain, test, seed=2)[0].ids) != set(members.ids)
+    assert [len(side) for side in attack_sides(retain, test, most=7)] == [7, 7]
+
+
+def test_held_out_accuracy_is_half_where_there_is_nothing_to_tell() -> None:
+    luck = np.random.default_rng(2)
+    same, other = luck.uniform(size=(300, 1)), luck.uniform(size=(300, 1))
+    assert 0.4 < held_out_accuracy(same, other).mean() < 0.6
+    assert held_out_accuracy(same + 5, other).mean() == 1.0
+
+
+def test_the_audit_tells_a_model_that_knows(guesser: Callable, make_labelled: Callable) -> None:
+    luck = np.random.default_rng(0)
+    forget, retain, new = make_labelled("a" * 30), make_labelled("ab" * 30, 100), make_labelled("ab" * 30, 200)
+
+    def model(forgot: bool) -> object:
+        logits = {}
+        for part, known in ((forget, not forgot), (retain, True), (new, False)):
+            for row in part:
+                edge = luck.normal(4.0 if known else 0.5, 0.5)
+                logits[row["id"]] = (edge, 0.0, 0.0) if row["label"] == "a" else (0.0, edge, 0.0)
+        return guesser(logits)
+
+    models = {"unlearned": model(True), "original": model(False)}
+    found = run_one(SvcMia(), Observations(models, DeletionRequest(forget, retain, new)))
+    assert {s.name for s in found.scalars} == {*FEATURES, "attack_accuracy"}
+    assert found.estimates["unlearned"]["confidence"].value > 90
+    assert found.estimates["original"]["confidence"].value < 10
+    assert found.estimates["original"]["attack_accuracy"].value > 90
+    assert found.estimates["original"]["confidence"].high < 30
+    assert found.evidence == ()
+
+
+def test_nothing_to_learn_from_is_no_data(guesser: Callable, make_labelled: Callable) -> None:
+    forget, retain = make_labelled("aaa"), make_labelled("bbbbbb", 100)
+    model = guesser(dict.fromkeys([*forget["id"], *retain["id"]], (1.0, 0.0, 0.0)))
+    found = run_one(SvcMia(), Observations({"unlearned": model}, DeletionRequest(forget, retain)))
+    assert found.status == "no data"
+    assert not found.estimates
