@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from expunge.audits.language.probability import Probability, answer_probability, normalised_probability
@@ -25,6 +25,7 @@ def test_normalised_probability_by_hand(scored: Callable) -> None:
     assert normalised_probability(half, [quarter, quarter]) == pytest.approx(0.5)
 
 
+@example([0.0, 1.0], 733.0)
 @given(st.lists(st.floats(0.0, 5.0), min_size=2, max_size=6), st.floats(0.0, 2000.0))
 def test_normalised_probability_ignores_a_common_factor(nll: list[float], shift: float) -> None:
     from expunge.tasks.tokens import TokenScores

@@ -33,14 +33,10 @@ def normalised_probability(correct: TokenScores, wrong: Sequence[TokenScores]) -
 
     Source: TOFU's probability for real authors and world facts; their 1e-10 in the denominator is left out.
     """
-    others = sum(answer_probability(answer) for answer in wrong)
-    own = answer_probability(correct)
-    # All of them can underflow together; the ratio is then taken relative to the most probable.
-    if own + others == 0.0:
-        least = min([correct.nll, *(answer.nll for answer in wrong)])
-        shifted = [math.exp(least - answer.nll) for answer in (correct, *wrong)]
-        return shifted[0] / sum(shifted)
-    return own / (own + others)
+    # Relative to the most probable: all of them can underflow together, or lose digits on the way there.
+    least = min([correct.nll, *(answer.nll for answer in wrong)])
+    own, *others = (math.exp(least - answer.nll) for answer in (correct, *wrong))
+    return own / (own + sum(others))
 
 
 class Probability(Audit):
