@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import nn
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Evidence, Finding, Plot, Scalar, Table
 from expunge.audits.examples import Pair
 from expunge.audits.observations import Observations
 from expunge.audits.recovery import Reading, Recovery, Split, excess, split_halves
 from expunge.audits.values import Values
+from expunge.tasks.kinds import PREDICTORS
 from expunge.tasks.tokens import TokenScores
 
 if TYPE_CHECKING:
@@ -96,6 +99,7 @@ class Tamperer(Audit):
         axis: what the budget is, in words.
         label: what the report calls the attack.
         held, shown: names of the per-example statistics.
+        starts_untouched: with no budget spent, a copy answers as its model does, so what was observed of that holds.
     """
 
     shows: ClassVar[bool] = True
@@ -104,6 +108,7 @@ class Tamperer(Audit):
     label: ClassVar[str]
     held: ClassVar[str]
     shown: ClassVar[str] = ""
+    starts_untouched: ClassVar[bool] = False
     Config = TamperConfig
 
     @abstractmethod
@@ -226,7 +231,9 @@ class Tamperer(Audit):
                 rare = {"retain"} | ({"control"} if self.takes == "last" else set())
                 asked = {part: pairs for part, pairs in parts.items() if ends or part not in rare}
                 keyed = {(part, i): pair for part, pairs in asked.items() for i, pair in pairs.items()}
-                scored = dict(zip(keyed, score(list(keyed.values())), strict=True))
+                given = list(keyed.values())
+                known = budget == 0 and self.starts_untouched and _exact(seen.models[model])
+                scored = dict(zip(keyed, seen.pair_scores(model, given) if known else score(given), strict=True))
                 for part, pairs in asked.items():
                     found.add(part, budget, {i: scored[part, i] for i in pairs})
         finally:
@@ -345,3 +352,13 @@ class Tamperer(Audit):
                 )  # fmt: skip
         columns = ["variant", "model", "after", "gain", "low", "high", "area beyond the oracles", "low", "high"]
         return Table(f"{self.label}: every variant", columns, rows)
+
+
+def _exact(task: CausalLM) -> bool:
+    """Whether a copy in float32 is the model itself and not a rounded or more precise one, asked as language."""
+    weights = getattr(task, "model", None)
+    return (
+        task.kind not in PREDICTORS
+        and isinstance(weights, nn.Module)
+        and all(p.dtype == torch.float32 for p in weights.parameters())
+    )

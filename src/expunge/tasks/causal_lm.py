@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +31,8 @@ from expunge.tasks.encoding import (
     prompt_of,
 )
 from expunge.tasks.generation import generate
-from expunge.tasks.statistics import Statistics, head_rows, token_statistics
+from expunge.tasks.scoring import Around, score_each, score_trees, trees_of
+from expunge.tasks.statistics import Statistics, head_rows
 from expunge.tasks.storage import DTYPES, check_loading, first_line, quiet, replacing, stored_settings, write_settings
 from expunge.tasks.tokens import TokenScores
 
@@ -79,6 +80,8 @@ class CausalLM(Task):
         self.source = source
         self.cost = Cost()
         self.operations = Operations.of(model)
+        # Whether sequences that begin alike can share their beginning; None until it was tried.
+        self.takes_trees: bool | None = None
 
     @classmethod
     def load(
@@ -307,7 +310,8 @@ class CausalLM(Task):
 
     def _rows_of(self, batch: Batch, forward: nn.Module) -> tuple[Tensor, Tensor]:
         with head_rows(self.model.get_output_embeddings(), batch.rows) as seen:
-            output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+            output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **places)
         self._account(batch)
         logits = output.logits
         if len(seen) != 1:
@@ -381,7 +385,7 @@ class CausalLM(Task):
             self.model.train(was_training)
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[TokenScores]:
-        """Score answers in one teacher-forced pass, batched by length.
+        """Score answers in one teacher-forced pass; what several begin with goes through the model once.
 
         Args:
             pairs: (prompt, answer).
@@ -395,7 +399,7 @@ class CausalLM(Task):
         self,
         encoded: Encoded,
         texts: Sequence[str],
-        around: Callable[[Sequence[int]], AbstractContextManager[None]] | None = None,
+        around: Around | None = None,
     ) -> list[TokenScores]:
         """Score tokenised answers; see ``score``.
 
@@ -407,25 +411,9 @@ class CausalLM(Task):
         Returns:
             Per example, in order, the scores of its answer.
         """
-        out: list[TokenScores | None] = [None] * len(encoded)
         with self.asked():
-            for indices in length_batches([encoded.length(i) for i in range(len(encoded))], self.tokens_per_forward):
-                batch = collate(encoded.take(indices), self.encoder.pad_id, self.device)
-                with around(indices) if around else nullcontext():
-                    logits, _ = self._rows_of(batch, self.model)
-                columns = token_statistics(logits, batch.targets)
-                bounds = np.cumsum([0, *batch.counts.tolist()])
-                for k, index in enumerate(indices):
-                    rows = slice(bounds[k], bounds[k + 1])
-                    out[index] = TokenScores(
-                        log_prob=columns[0][rows],
-                        mean_log_prob=columns[1][rows],
-                        var_log_prob=columns[2][rows],
-                        hit=columns[3][rows].astype(bool),
-                        ends_with_eos=int(encoded.tokens[index][-1]) == self.encoder.eos_id,
-                        text=texts[index],
-                    )
-        return [scores for scores in out if scores is not None]
+            trees = None if around else trees_of(self, encoded)
+            return score_trees(self, encoded, texts, trees) if trees else score_each(self, encoded, texts, around)
 
     def next_token_log_probs(
         self, texts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]

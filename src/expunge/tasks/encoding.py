@@ -89,13 +89,15 @@ class Batch:
 
     Attributes:
         input_ids: (B, T) int64.
-        attention_mask: (B, T) int64, or None where causality alone already hides the padding from every row read.
+        attention_mask: (B, T) int64, or None where causality alone already hides the padding from every row read;
+            (B, 1, T, T) to be added to attention scores where rows are trees (``shared_prefixes.py``).
         rows: (R,) int64, flat positions ``b * T + t`` whose prediction is read.
         targets: (R,) int64, the token at ``t + 1``, or -100 where it is not an answer token.
         example: (R,) int64.
         counts: (B,) int64, labelled rows per example.
         ids: example ids.
         real_tokens: tokens that are not padding.
+        position_ids: (B, T) int64 where they are not those of the columns.
     """
 
     input_ids: Tensor
@@ -106,6 +108,7 @@ class Batch:
     counts: Tensor
     ids: Sequence[str]
     real_tokens: int
+    position_ids: Tensor | None = None
 
 
 def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Positions = "answer") -> Batch:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Text = Literal["forget", "related", "unrelated"]
 Weights = Literal["all", "lora"]
 _TITLES = {"forget": "half of the forget set", "related": "what was to be kept", "unrelated": "unrelated text"}
+# Rates differ by factors of ten; so many examples of what was learnt tell them apart.
+_SELECTION_EXAMPLES = 32
 # People of a world that no request of the embedded default uses.
 _UNRELATED_SEED = 982_451_653
 
@@ -58,6 +60,7 @@ class Relearning(Tamperer):
     label = "Relearning"
     held = "relearned_heldout_nll"
     shown = "relearned_trained_nll"
+    starts_untouched = True
 
     class Config(TamperConfig):
         """Settings of the relearning audit."""
@@ -189,13 +192,14 @@ class Relearning(Tamperer):
         text, weights = _parts(course)
         studied = self._studied(material, text)
         judge = next(iter(seen.oracles), "unlearned")
+        asked = [studied[i] for i in sorted(studied)[:_SELECTION_EXAMPLES]]
         reached: dict[float, float] = {}
         for rate in rates:
             victim = self.victim(seen.models[judge])
             try:
                 for _ in self._train(victim, studied, weights, (0, self.config.selection_steps), rate, seen.seed):
                     pass
-                reached[rate] = float(np.mean([s.nll for s in victim.score(list(studied.values()))]))
+                reached[rate] = float(np.mean([s.nll for s in victim.score(asked)]))
             except Diverged:
                 reached[rate] = math.inf
             seen.spend(judge, victim.cost)
