@@ -1,14 +1,16 @@
 """How much each weight matters to a set of examples: second moments of gradients, per example or per batch.
 
 The square of a batch's mean gradient shrinks with the batch, so two sets measured with different batch sizes cannot be
-compared; the mean of squared per-example gradients does not depend on any batch. It is computed for a whole batch at
-once (``torch.func``) where the model is a plain function of fixed-size inputs.
+compared; the mean of squared per-example gradients does not depend on any batch. For classifiers and regressors it is
+computed for many examples at once: layer by layer where there is a rule (``layer_gradients.py``), by ``torch.func``
+elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,14 +19,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from expunge.selections.layer_gradients import (
+    Layers,
+    NotApart,
+    Seen,
+    backward,
+    calls_in,
+    gradients_of,
+    layers_of,
+    recording,
+    squares_of,
+)
 from expunge.tasks.base import Task
-from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import LabelledExamples
 from expunge.tasks.predictor import Predictor
 
 Kind = Literal["example", "batch", "fisher"]
-# Per-example gradients of as many examples are held at once as have about this many numbers.
-HELD = 1 << 26
+# Maps (B, C) outputs and (B, ...) targets to (B,) losses.
+Loss = Callable[[Tensor, Tensor], Tensor]
+# As many examples are taken at once as hold about this many numbers, and never more than MOST: a larger batch only
+# leaves the processor's cache.
+HELD = 1 << 24
+MOST = 256
 
 
 @contextmanager
@@ -75,8 +91,8 @@ def squared_gradients(
             step = batch_size
             batches = [list(range(k, min(k + step, len(encoded)))) for k in range(0, len(encoded), step)]
             return _averaged(parameters, (_gradient(task, encoded.take(b), parameters) for b in batches), len(batches))
-        if isinstance(task, Predictor) and isinstance(encoded.inputs, Tensor):
-            return _mapped(task, encoded, parameters, kind)
+        if isinstance(task, Predictor):
+            return _of_predictor(task, encoded, parameters, kind)
         generator = torch.Generator().manual_seed(seed)
         draw = generator if kind == "fisher" else None
         singles = (_gradient(task, encoded.take([i]), parameters, draw) for i in range(len(encoded)))
@@ -110,19 +126,136 @@ def _gradient(
 
 
 def per_example_gradients(
-    task: Predictor, part: LabelledExamples, parameters: Mapping[str, Tensor], loss: Callable[[Tensor, Tensor], Tensor]
+    task: Predictor, part: LabelledExamples, parameters: Mapping[str, Tensor], loss: Loss
 ) -> dict[str, Tensor]:
-    """Return the gradient of every example of a batch in one vectorised pass.
+    """Return the gradient of every example of a batch, of all of them at once.
 
     Args:
-        task: a model with one prediction per example, in evaluation mode.
-        part: B examples of one size.
+        task: a model with one prediction per example, in evaluation mode, see ``differentiable``.
+        part: B examples.
         parameters: with respect to what, by name.
-        loss: maps (1, C) outputs and the (1, ...) target of one example to its loss, a scalar.
+        loss: maps (B, C) outputs and (B, ...) targets to (B,) losses.
 
     Returns:
         Name -> (B, *shape).
     """
+    found: dict[str, Tensor] = {}
+    layers = _layers(task, part, parameters)
+    try:
+        with _forward(task, part, layers) as (outputs, targets, seen):
+            with torch.enable_grad():
+                losses = loss(outputs, targets)
+            calls = calls_in(seen, layers, len(part))
+            gradients = backward(calls, losses, keep=False) if calls else []
+            for names, call, gradient in zip(layers.owned.values(), calls, gradients, strict=True):
+                rows = gradients_of(call, gradient)
+                found |= {full: rows[own] for own, full in names.items()}
+    except NotApart:
+        layers = replace(layers, owned={}, rest=list(parameters))
+    rest = {name: parameters[name] for name in layers.rest}
+    if rest and isinstance(part.inputs, Tensor):
+        found |= _mapped(task, part, rest, loss)
+    elif rest:
+        each = [_single(task, part.take([i]), rest, loss) for i in range(len(part))]
+        found |= {name: torch.stack([one[name] for one in each]) for name in rest}
+    zero = {name: p.new_zeros(len(part), *p.shape) for name, p in parameters.items() if name not in found}
+    return found | zero
+
+
+def chunks(task: Predictor, encoded: LabelledExamples, numbers: int) -> Iterator[LabelledExamples]:
+    """Yield examples in their order, as many at a time as hold about ``HELD`` numbers if each holds ``numbers``.
+
+    Texts are padded, so that those of a chunk are of like length if the examples are.
+    """
+    size = max(1, min(MOST, HELD // max(1, numbers)))
+    for start in range(0, len(encoded), size):
+        yield encoded.take(range(start, min(start + size, len(encoded))))
+
+
+def _layers(task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor]) -> Layers:
+    """What the layers of the model hold for these examples."""
+    if len(encoded) < 2:
+        return Layers({}, [], list(parameters), sum(p.numel() for p in parameters.values()))
+    batch = task.batch(encoded.take([0, 1]))
+    return layers_of(task.model, parameters, lambda size: task.predict({k: v[:size] for k, v in batch.items()}), most=2)
+
+
+@contextmanager
+def _forward(
+    task: Predictor, part: LabelledExamples, layers: Layers
+) -> Iterator[tuple[Tensor, Tensor, Mapping[str, Sequence[Seen | None]]]]:
+    """Yield outputs, targets and the recorded calls of one forward pass."""
+    with recording(task.model, list(layers.owned), layers.same, len(part)) as seen, torch.enable_grad():
+        outputs = task.predict(task.batch(part))
+    _count(task, part)
+    yield outputs, part.targets.to(task.device), seen
+
+
+def _count(task: Predictor, part: LabelledExamples) -> None:
+    task.cost.forwards += 1
+    task.cost.backwards += 1
+    task.cost.sequences += len(part)
+
+
+def _of_predictor(
+    task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor], kind: Kind
+) -> dict[str, Tensor]:
+    layers = _layers(task, encoded, parameters)
+    ordered = encoded
+    if not isinstance(encoded.inputs, Tensor):
+        ordered = encoded.take(sorted(range(len(encoded)), key=encoded.length))
+        width = encoded.length(0)
+        longest = max(encoded.length(i) for i in range(len(encoded)))
+        layers = replace(layers, numbers=layers.numbers * max(1, longest // max(1, width)))
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    try:
+        if layers.owned:
+            _add_by_layers(task, ordered, layers, kind, total)
+    except NotApart:
+        total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+        layers = replace(layers, owned={}, rest=list(parameters))
+    rest = {name: parameters[name] for name in layers.rest}
+    if rest:
+        _add_mapped(task, ordered, rest, kind, total)
+    return {name: value / len(encoded) for name, value in total.items()}
+
+
+def _add_by_layers(
+    task: Predictor, encoded: LabelledExamples, layers: Layers, kind: Kind, total: dict[str, Tensor]
+) -> None:
+    for part in chunks(task, encoded, layers.numbers):
+        with _forward(task, part, layers) as (outputs, targets, seen):
+            wanted = _losses(task, outputs.detach(), kind)
+            calls, gradients = calls_in(seen, layers, len(part)), []
+            for number, (loss, _) in enumerate(wanted, 1):
+                with torch.enable_grad():
+                    losses = loss(outputs, targets)
+                gradients.append(backward(calls, losses, keep=number < len(wanted)))
+            shares = [share for _, share in wanted]
+            for k, (names, call) in enumerate(zip(layers.owned.values(), calls, strict=True)):
+                squares = squares_of(call, [found[k] for found in gradients], shares)
+                for own, full in names.items():
+                    total[full] += squares[own]
+
+
+def _add_mapped(
+    task: Predictor, encoded: LabelledExamples, rest: Mapping[str, Tensor], kind: Kind, total: dict[str, Tensor]
+) -> None:
+    """Add what no rule covers: by ``torch.func``, or one example at a time where it cannot map the model."""
+    weights = sum(p.numel() for p in rest.values())
+    fixed = isinstance(encoded.inputs, Tensor)
+    for part in chunks(task, encoded, weights if fixed else HELD):
+        with torch.no_grad():
+            outputs = task.predict(task.batch(part))
+        for loss, share in _losses(task, outputs, kind):
+            found = _mapped(task, part, rest, loss) if fixed else _single(task, part, rest, loss)
+            for name, gradient in found.items():
+                square = gradient.float().square()
+                total[name] += torch.einsum("b,b...->...", share.to(square), square) if fixed else share * square
+
+
+def _mapped(task: Predictor, part: LabelledExamples, parameters: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
+    """(B, *shape) gradients by ``torch.func``."""
     model = task.model
     fixed = {name: p.detach() for name, p in model.named_parameters() if name not in parameters}
     fixed |= {name: buffer.detach() for name, buffer in model.named_buffers()}
@@ -133,54 +266,42 @@ def per_example_gradients(
             return torch.func.functional_call(model, {**fixed, **weights}, args, kwargs)
 
         single = {name: value.unsqueeze(0) for name, value in batch.items()}
-        return loss(task.predict(single, forward), target.unsqueeze(0))
+        return loss(task.predict(single, forward), target.unsqueeze(0)).sum()
 
     mapped = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be mapped and would be called once per example
         found: dict[str, Tensor] = mapped(moving, task.batch(part), part.targets.to(task.device))
-    task.cost.forwards += 1
-    task.cost.backwards += 1
-    task.cost.sequences += len(part)
+    _count(task, part)
     return found
 
 
-def _mapped(
-    task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor], kind: Kind
-) -> dict[str, Tensor]:
-    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    weights = sum(p.numel() for p in parameters.values())
-    for batch in length_batches([1] * len(encoded), max(1, HELD // max(1, weights))):
-        part = encoded.take(sorted(batch))
-        for loss, share in _losses(task, part, kind):
-            for name, gradient in per_example_gradients(task, part, parameters, loss).items():
-                square = gradient.float().square()
-                total[name] += torch.einsum("b,b...->...", share.to(square), square) / len(encoded)
-    return total
+def _single(task: Predictor, part: LabelledExamples, parameters: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
+    """Gradients of one example, of the parameters' shapes."""
+    with torch.enable_grad():
+        losses = loss(task.predict(task.batch(part)), part.targets.to(task.device))
+    found = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
+    _count(task, part)
+    return {
+        name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found, strict=True)
+    }
 
 
-def _losses(
-    task: Predictor, part: LabelledExamples, kind: Kind
-) -> Iterator[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]]:
-    """Yield the losses whose squared gradients are added up, each with the weight of every example."""
-    ones = torch.ones(len(part), device=task.device)
+def _losses(task: Predictor, outputs: Tensor, kind: Kind) -> list[tuple[Loss, Tensor]]:
+    """Return the losses whose squared gradients are added up, each with the weight of every example."""
+    ones = torch.ones(len(outputs), device=outputs.device)
     if kind == "example":
-        yield lambda outputs, target: task.losses(outputs, target).sum(), ones
-        return
+        return [(task.losses, ones)]
     if task.outcomes is None:
         # The mean squared error of D numbers is the negative log-likelihood of Gaussians of variance D / 2.
         scale = (2 / task.outcome.width) ** 0.5
-        for k in range(task.outcome.width):
-            yield partial(_output, k, scale), ones
-        return
-    with torch.no_grad():
-        probabilities = torch.softmax(task.predict(task.batch(part)), -1)
-    for c in range(task.outcomes):
-        yield partial(_surprise, torch.full((1,), c, device=task.device)), probabilities[:, c]
+        return [(partial(_output, k, scale), ones) for k in range(task.outcome.width)]
+    probabilities = torch.softmax(outputs, -1)
+    return [(partial(_surprise, c), probabilities[:, c]) for c in range(task.outcomes)]
 
 
 def _output(k: int, scale: float, outputs: Tensor, _: Tensor) -> Tensor:
-    return outputs[:, k].sum() * scale
+    return outputs[:, k] * scale
 
 
-def _surprise(label: Tensor, outputs: Tensor, _: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, label, reduction="sum")
+def _surprise(label: int, outputs: Tensor, _: Tensor) -> Tensor:
+    return -torch.log_softmax(outputs, -1)[:, label]

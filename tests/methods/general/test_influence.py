@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from expunge.methods.general.influence import _product, conjugate_gradient, curvature, woodfisher_reference
+from expunge.methods.general.influence import (
+    _product,
+    _singles,
+    _summed,
+    conjugate_gradient,
+    curvature,
+    woodfisher_reference,
+)
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.selections.importance import differentiable
@@ -41,6 +48,20 @@ def test_the_reference_recursion_by_hand() -> None:
     assert torch.equal(woodfisher_reference(v, g[:1], 10), v)
     long = [torch.ones(2)] * 20
     torch.testing.assert_close(woodfisher_reference(v, long, 3), woodfisher_reference(v, long[:5], 3))
+
+
+@pytest.mark.parametrize("name", ["resnet", "bert", "table-regressor"])
+def test_single_gradients_come_in_order(
+    tiny_predictor: Any, tiny_rows: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_predictor(name)
+    encoded, parameters = task.encode(tiny_rows(name, range(5))), dict(task.named_parameters())
+    monkeypatch.setattr("expunge.selections.importance.MOST", 2)
+    with differentiable(task, parameters):
+        found = list(_singles(task, encoded, parameters))
+        for i, gradient in enumerate(found):
+            torch.testing.assert_close(gradient, _summed(task, encoded.take([i]), parameters), atol=1e-6, rtol=1e-3)
+    assert len(found) == 5
 
 
 @pytest.mark.parametrize("name", ["table", "table-regressor", "vit"])

@@ -12,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.methods.base import EditingMethod, MethodConfig, Run
 from expunge.requests.request import DeletionRequest
-from expunge.selections.importance import differentiable
+from expunge.selections.importance import chunks, differentiable, per_example_gradients
 from expunge.tasks.base import Task
 from expunge.tasks.encoding import length_batches
 from expunge.tasks.kinds import KINDS
+from expunge.tasks.predictor import Predictor
 from expunge.tasks.statistics import RegressionStatistics, Statistics
 
 
@@ -134,8 +135,7 @@ class Influence(EditingMethod):
             kept = _summed(model, retain, parameters) * len(forget) / (total * len(retain))
             vector = _summed(model, forget, parameters) / total - kept
             if config.parity:
-                singles = (_summed(model, retain.take([i]), parameters) for i in range(len(retain)))
-                step = woodfisher_reference(vector, singles, config.parity_examples)
+                step = woodfisher_reference(vector, _singles(model, retain, parameters), config.parity_examples)
                 found = {"examples": min(len(retain), config.parity_examples + 2)}
             else:
                 step, residual, taken = conjugate_gradient(
@@ -179,6 +179,16 @@ def _summed(model: Task, encoded: Any, parameters: Mapping[str, Tensor]) -> Tens
             loss = _loss(model.statistics(encoded.take(batch)))
         total += _flat(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True), parameters)
     return total
+
+
+def _singles(model: Task, encoded: Any, parameters: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Yield the (P,) gradient of the loss of every example, in their order; many are taken at once where that works."""
+    if not isinstance(model, Predictor):
+        yield from (_summed(model, encoded.take([i]), parameters) for i in range(len(encoded)))
+        return
+    for part in chunks(model, encoded, 2 * sum(p.numel() for p in parameters.values())):
+        found = per_example_gradients(model, part, parameters, model.losses)
+        yield from torch.cat([found[name].float().flatten(1) for name in parameters], 1)
 
 
 def _product(model: Task, encoded: Any, parameters: Mapping[str, Tensor], direction: Tensor) -> Tensor:
