@@ -24,7 +24,9 @@ def test_every_method_is_listed_with_what_is_promised() -> None:
     found = listed("methods")
     assert [m["name"] for m in found] == METHODS.names()
     for method in found:
-        assert {"name", "title", "tasks", "needs", "removal_level", "paper", "module", "settings"} <= set(method)
+        assert {"name", "title", "tasks", "needs", "scenarios", "removal_level", "paper", "module", "settings"} <= set(
+            method
+        )
         assert method["removal_level"] in ("guard", "adapter", "approximate", "exact")
         assert method["tasks"]
         assert all(

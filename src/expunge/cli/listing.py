@@ -83,6 +83,7 @@ def describe_method(method: type[Method]) -> dict[str, Any]:
         "title": method.title,
         "tasks": list(method.tasks),
         "needs": list(configured.required()),
+        "scenarios": list(method.scenarios),
         "removal_level": method.removal_level,
         "paper": method.paper,
         "module": method.__module__,

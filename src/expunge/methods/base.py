@@ -89,6 +89,7 @@ class Method(ABC):
         title: one line on what it does.
         tasks: kinds of model it serves.
         needs: example sets beyond the forget set that it cannot do without.
+        scenarios: kinds of request that it serves; empty for every kind.
         removal_level: the strongest honest claim.
         paper: source.
         train_defaults: training settings that differ from the loop's defaults.
@@ -99,6 +100,7 @@ class Method(ABC):
     title: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
     needs: ClassVar[tuple[str, ...]] = ()
+    scenarios: ClassVar[tuple[str, ...]] = ()
     removal_level: ClassVar[RemovalLevel] = "approximate"
     paper: ClassVar[str]
     train_defaults: ClassVar[Mapping[str, Any]] = {}
@@ -115,7 +117,7 @@ class Method(ABC):
         """Refuse before any compute what cannot work.
 
         Raises:
-            BadInput: wrong kind of model, or an example set is missing; every problem is named.
+            BadInput: wrong kind of model or of request, or an example set is missing; every problem is named.
         """
         problems = []
         if task.kind not in self.tasks:
@@ -123,6 +125,11 @@ class Method(ABC):
         for role in self.required():
             if getattr(request, role) is None:
                 problems.append(Problem(f"method {self.id}", f"needs a {role} set", f"give one with --{role} FILE"))
+        if self.scenarios and request.scenario not in self.scenarios:
+            what = (
+                f"serves requests of the scenario {' or '.join(self.scenarios)}, and this one is '{request.scenario}'"
+            )
+            problems.append(Problem(f"method {self.id}", what, "name the scenario if that is meant, or another method"))
         if problems:
             raise BadInput(problems)
 
