@@ -83,10 +83,15 @@ def prediction_features(predictions: Predictions, parity: bool = False) -> dict[
     Returns:
         Name of ``FEATURES`` -> (n, k), k = 1 for all but ``probability`` (k = C).
     """
-    p, labels = predictions.probabilities, np.asarray(predictions.targets, dtype=np.int64)
+    return features_of(predictions.probabilities, np.asarray(predictions.targets, dtype=np.int64), parity)
+
+
+def features_of(probabilities: Array, labels: Labels, parity: bool = False) -> dict[str, Array]:
+    """Return the five features of (n, C) probabilities with (n,) true classes; see ``prediction_features``."""
+    p = probabilities
     modified: Any = released_modified_entropy if parity else modified_entropy
     return {
-        "correctness": predictions.correct.astype(np.float64)[:, None],
+        "correctness": (p.argmax(-1) == labels).astype(np.float64)[:, None],
         "confidence": p[np.arange(len(labels)), labels][:, None],
         "entropy": entropy(p)[:, None],
         "modified_entropy": modified(p, labels)[:, None],

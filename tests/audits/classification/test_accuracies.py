@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from expunge.audits.base import Estimate
-from expunge.audits.classification.accuracies import Accuracies, accuracy, in_percent, unlearning_accuracy
+from expunge.audits.classification.accuracies import Accuracies, accuracy, unlearning_accuracy
 from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
 from expunge.requests.request import DeletionRequest
@@ -19,9 +18,6 @@ def test_percent_by_hand() -> None:
     assert unlearning_accuracy(np.array([True, True, False, True])) == 25.0
     with pytest.raises(ValueError, match="no example"):
         accuracy(np.array([], dtype=bool))
-    turned = in_percent(Estimate(0.2, 0.1, 0.4, 5), complement=True)
-    assert (turned.value, turned.low, turned.high, turned.n) == (80.0, 60.0, 90.0, 5)
-    assert in_percent(Estimate(None, note="none"), complement=True).value is None
 
 
 def test_a_forgotten_class(guesser: Callable, make_labelled: Callable) -> None:

@@ -5,13 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from expunge.audits.classification.svc_mia import (
-    SvcMia,
-    attack_sides,
-    held_out_accuracy,
-    mia_efficacy,
-    svc_members,
-)
+from expunge.audits.classification.svc_mia import SvcMia, mia_efficacy, svc_members
 from expunge.audits.observations import Observations
 from expunge.audits.prediction_features import FEATURES
 from expunge.audits.suite import run_one
@@ -41,33 +35,6 @@ def test_efficacy_is_the_share_called_non_members() -> None:
     assert mia_efficacy(retain, test, forget) == pytest.approx(60.0)
     assert mia_efficacy(retain, test, predicted(np.full(4, 0.95), 2000)) == 0.0
     assert mia_efficacy(retain, test, forget, most=20, seed=3) == pytest.approx(60.0)
-
-
-def test_parity_takes_the_first_and_stops_where_there_are_too_few() -> None:
-    retain, test = predicted(np.linspace(0.1, 0.9, 30)), predicted(np.linspace(0.1, 0.9, 20), 1000)
-    members, others = attack_sides(retain, test, parity=True)
-    assert members.ids == retain.ids[:20]
-    assert others.ids == test.ids
-    with pytest.raises(ValueError, match="first 30 retain examples, and there are 20"):
-        attack_sides(test, retain, parity=True)
-
-
-def test_otherwise_sides_are_drawn_balanced_and_whatever_the_order() -> None:
-    retain, test = predicted(np.linspace(0.1, 0.9, 30)), predicted(np.linspace(0.1, 0.9, 20), 1000)
-    members, others = attack_sides(retain, test, seed=1)
-    assert len(members) == len(others) == 20
-    assert members.ids != retain.ids[:20]
-    turned, _ = attack_sides(retain.take(range(29, -1, -1)), test, seed=1)
-    assert sorted(turned.ids) == sorted(members.ids)
-    assert set(attack_sides(retain, test, seed=2)[0].ids) != set(members.ids)
-    assert [len(side) for side in attack_sides(retain, test, most=7)] == [7, 7]
-
-
-def test_held_out_accuracy_is_half_where_there_is_nothing_to_tell() -> None:
-    luck = np.random.default_rng(2)
-    same, other = luck.uniform(size=(300, 1)), luck.uniform(size=(300, 1))
-    assert 0.4 < held_out_accuracy(same, other).mean() < 0.6
-    assert held_out_accuracy(same + 5, other).mean() == 1.0
 
 
 def test_the_audit_tells_a_model_that_knows(guesser: Callable, make_labelled: Callable) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -15,6 +16,7 @@ from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.predictor import Predictor
 from expunge.training.loop import train
 from expunge.training.objective import Objective, Term, nll
 from expunge.training.settings import TrainSettings
@@ -137,3 +139,36 @@ def test_u_lira_unlearns_the_half_that_each_shadow_saw(
     finding = run_one(audit, Observations({"unlearned": make_lm(0)}, request_))
     assert finding.attempted["unlearned"] is True
     assert asked == [(8, 8)] * 4
+
+
+def test_a_classifier_that_learned_examples_by_heart_is_told_by_each_feature(
+    tiny_predictor: Callable[..., Predictor], tiny_rows: Callable[..., Dataset]
+) -> None:
+    """Labels at random, so that only what was trained on can be known."""
+    luck = np.random.default_rng(0)
+
+    def rows(numbers: range) -> Dataset:
+        plain = tiny_rows("table", numbers)
+        labels = [("a", "b", "c")[k] for k in luck.integers(0, 3, len(plain))]
+        known = sorted(set(plain["label"]))
+        return plain.remove_columns("label").add_column("label", [known["abc".index(name)] for name in labels])
+
+    request = DeletionRequest(rows(range(16)), rows(range(100, 130)), rows(range(200, 216)))
+    models = {}
+    for name, roles in (("unlearned", ("forget", "retain")), ("oracle", ("retain",))):
+        models[name] = tiny_predictor("table", 40)
+        encoded = models[name].encode(getattr(request, roles[0]))
+        for role in roles[1:]:
+            encoded = encoded + models[name].encode(getattr(request, role))
+        settings = TrainSettings(epochs=300, batch_size=64, learning_rate=3e-2, seed=5)
+        objective = Objective((Term("nll", ("retain",), nll, "token_mean"),), anchor="retain")
+        train(models[name], objective, {"retain": encoded}, settings)
+    config = Lira.Config(shadows=8, epochs=300, batch_size=64, learning_rate=3e-2)
+    found = run_one(Lira(config), Observations(models, request))
+    assert found.status == "measured", found.note
+    assert found.attempted["statistic"] == "logit"
+    knows, never = found.estimates["unlearned"], found.estimates["oracle"]
+    for name in ("online_auc", "online_confidence_auc", "online_modified_entropy_auc", "online_probability_auc"):
+        assert knows[name].value > 0.75, name
+        assert knows[name].value > never[name].value + 0.1, name
+    assert {s.name for s in found.scalars} == set(knows)

@@ -20,6 +20,7 @@ from pydantic import Field
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
 from expunge.audits.intervals import mean_interval
 from expunge.audits.observations import Observations
+from expunge.audits.population_attack import in_percent
 from expunge.audits.unseen import NO_TEST, TEST, add_test_set, unseen_sets
 from expunge.tasks.kinds import CLASSIFIERS
 from expunge.tasks.predictions import Predictions
@@ -51,22 +52,6 @@ def unlearning_accuracy(correct_on_forget: NDArray[Any]) -> float:
         ValueError: no example.
     """
     return 100.0 - accuracy(correct_on_forget)
-
-
-def in_percent(share: Estimate, *, complement: bool = False) -> Estimate:
-    """Return a share with its interval in percent.
-
-    Args:
-        share: an estimate between 0 and 1.
-        complement: of 1 minus the share.
-    """
-
-    def turned(value: float | None) -> float | None:
-        return None if value is None else 100.0 * (1.0 - value if complement else value)
-
-    ends = (turned(share.low), turned(share.high))
-    low, high = ends[::-1] if complement else ends
-    return Estimate(turned(share.value), low, high, share.n, share.level, share.note)
 
 
 class Accuracies(Audit):

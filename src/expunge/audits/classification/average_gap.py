@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.audits.base import Audit, Estimate, Finding, Scalar
-from expunge.audits.classification.svc_mia import REPORTED, SvcMia, attack_sides, svc_members
+from expunge.audits.classification.svc_mia import REPORTED, SvcMia, svc_members
 from expunge.audits.intervals import statistic_interval
 from expunge.audits.observations import Observations
+from expunge.audits.population_attack import attack_sides
 from expunge.audits.prediction_features import prediction_features
 from expunge.audits.unseen import NO_TEST, TEST, unseen_sets
 from expunge.tasks.kinds import CLASSIFIERS

@@ -7,22 +7,19 @@ Shadows start from fresh weights, or from a checkpoint that saw neither set, and
 random half of forget and holdout. With ``transform`` each shadow then unlearns the half it was trained on (U-LiRA), and
 the question becomes: does the audited model look like one that unlearned the example, or like one that never saw it?
 
+Language models and regressors are read by their loss per example, classifiers by five features of what they predict.
+
 Sources: Carlini et al. 2022, Membership Inference Attacks From First Principles; Hayes et al. 2024, Inexact
 Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy (U-LiRA).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import stats
@@ -31,19 +28,14 @@ from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar, T
 from expunge.audits.intervals import statistic_interval
 from expunge.audits.membership_attacks import attack_estimates, attack_scalars, roc_plot
 from expunge.audits.observations import Observations
+from expunge.audits.prediction_features import FEATURES, features_of
+from expunge.audits.shadows import Pool, Transform, pool_of, said_by, shadow_answers
 from expunge.audits.values import Values
-from expunge.requests.request import DeletionRequest
-from expunge.tasks.encoding import prompt_of
-from expunge.training.loop import train
-from expunge.training.objective import Objective, Term, nll
+from expunge.tasks.kinds import CLASSIFIERS, KINDS
 from expunge.training.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from expunge.tasks.causal_lm import CausalLM
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Transform = Callable[["CausalLM", DeletionRequest, int], "CausalLM"]
 MODES = {"online": "LiRA, online", "offline": "LiRA, offline"}
 LEAST_DEVIATION = 1e-6
 EXPOSED = 20
@@ -121,21 +113,6 @@ def draw_halves(ids: Sequence[str], groups: Mapping[str, str], shadows: int, see
     return np.stack(rows)[:, [column[groups.get(i, i)] for i in ids]]
 
 
-@dataclass(frozen=True)
-class _Work:
-    """One shadow model to train and to read."""
-
-    number: int
-    seed: int
-    start: CausalLM
-    fresh: bool
-    pool: Dataset
-    inside: Sequence[bool]
-    retain: Dataset | None
-    settings: TrainSettings
-    transform: Transform | None
-
-
 class Lira(Audit):
     """Membership of the forget set against the holdout set by the likelihood ratio of shadow models.
 
@@ -146,6 +123,7 @@ class Lira(Audit):
 
     id = "lira"
     title = "Do models trained with and without each example tell that the data was in the training set?"
+    tasks = KINDS
     needs = ("holdout",)
     reads = (("forget", "answer"), ("holdout", "answer"))
     default = False
@@ -155,8 +133,9 @@ class Lira(Audit):
         """Settings of the LiRA audit: the budget is shadows times steps."""
 
         shadows: int = Field(16, ge=4, multiple_of=2, description="shadow models; each example is in half of them")
-        statistic: Literal["log_likelihood", "logit"] = Field(
-            "log_likelihood", description="minus the NLL per token, or log(p / (1 - p)) of p = exp(-NLL)"
+        statistic: Literal["auto", "log_likelihood", "logit"] = Field(
+            "auto",
+            description="minus the NLL, or log(p / (1 - p)) of p = exp(-NLL); auto: the latter for classifiers only",
         )
         start: str = Field(
             "fresh", description="what shadows start from: fresh weights, or a checkpoint that saw neither set"
@@ -174,44 +153,51 @@ class Lira(Audit):
         self._transform = transform
 
     def run(self, seen: Observations) -> Finding:
-        rows = {i: row for role in ("forget", "holdout") for i, row in seen.rows(role).items() if row.get("answer")}
-        ids = sorted(rows)
-        grouped = [seen.groups("forget"), seen.groups("holdout")]
-        groups = {**grouped[0], **grouped[1]} if all(grouped) else {}
-        if len({groups.get(i, i) for i in ids}) < 4:
-            return Finding(self.id, "no data", note="fewer than 4 examples or groups cannot be dealt to shadows")
+        pool = pool_of(seen)
+        ids, groups = pool.ids, pool.groups
+        if len({groups.get(i, i) for i in ids}) < 4 or not all(pool.roles.values()):
+            note = "fewer than 4 examples or groups cannot be dealt to shadows"
+            return Finding(self.id, "no data", note=note)
         inside = draw_halves(ids, groups, self.config.shadows, seen.seed)
-        shadows = self._statistic(self._shadows(seen, [rows[i] for i in ids], ids, inside))
-        values = Values(seen)
+        shadows = self._shadows(seen, pool, inside)
+        kind, values = seen.models["unlearned"].kind, Values(seen)
+        features = FEATURES if kind in CLASSIFIERS else {}
         for model in seen.models:
-            scores = seen.scores(model, "forget") | seen.scores(model, "holdout")
-            observed = self._statistic(np.array([scores[i].nll for i in ids]))
+            said = said_by(seen, model, pool)
+            observed = self._statistic(pool.nll(said), kind)
             for mode in MODES:
-                found = dict(zip(ids, lira_scores(observed, shadows, inside, mode, self.config.pooled), strict=True))  # type: ignore[arg-type]
-                for role in ("forget", "holdout"):
-                    values.add(model, role, mode, {i: float(found[i]) for i in seen.scores(model, role)})
+                score = self._scores(observed, self._statistic(pool.nll(shadows), kind), inside, mode)
+                self._keep(values, pool, model, mode, score)
+            for name in features:
+                parts = [self._feature(pool, said, name), self._feature(pool, shadows, name)]
+                # Of several numbers per example, each is taken by itself and the ratios are multiplied.
+                each = [self._scores(parts[0][..., k], parts[1][..., k], inside, "online")
+                        for k in range(parts[0].shape[-1])]  # fmt: skip
+                self._keep(values, pool, model, f"online_{name}", np.sum(each, axis=0))
         title = "LiRA, online: balanced accuracy of its own threshold"
         balanced = Scalar("online_balanced_accuracy", title, "share", "high")
+        more = [Scalar(f"online_{n}_auc", f"LiRA, online, on {t}: AUC", "AUC", "high") for n, t in features.items()]
         return Finding(
             self.id,
-            scalars=[*(s for mode, title in MODES.items() for s in attack_scalars(mode, title)), balanced],
+            scalars=[*(s for mode, title in MODES.items() for s in attack_scalars(mode, title)), balanced, *more],
             estimates={
                 model: {
                     **attack_estimates(seen, values, model, "online"),
                     **attack_estimates(seen, values, model, "offline"),
                     "online_balanced_accuracy": _balanced_accuracy(values, model, seen.seed),
+                    **{s.name: _auc(seen, values, model, s.name) for s in more},
                 }
                 for model in seen.models
             },
             per_example=values.per_example(),
             plots=[roc_plot(values, list(seen.models), mode, title) for mode, title in MODES.items()],
-            tables=[_exposed(values, seen)],
+            tables=[_exposed(values, pool)],
             attempted={
                 "shadows": self.config.shadows,
                 "start": self.config.start,
                 "epochs": self.config.epochs,
                 "most steps": self.config.max_steps,
-                "statistic": self.config.statistic,
+                "statistic": self._named(kind),
                 "pooled deviation": self.config.pooled,
                 "unlearned": self._transform is not None,
                 "members": len(values.get("unlearned", "forget", "online")),
@@ -219,20 +205,31 @@ class Lira(Audit):
             },
         )
 
-    def _statistic(self, nll_values: Array) -> Array:
-        return logit_confidence(nll_values) if self.config.statistic == "logit" else -nll_values
+    def _named(self, kind: str) -> str:
+        if self.config.statistic != "auto":
+            return str(self.config.statistic)
+        return "logit" if kind in CLASSIFIERS else "log_likelihood"
 
-    # ---- shadows ---------------------------------------------------------------------------------------------------
+    def _statistic(self, nll_values: Array, kind: str) -> Array:
+        return logit_confidence(nll_values) if self._named(kind) == "logit" else -nll_values
 
-    def _shadows(
-        self, seen: Observations, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], inside: Mask
-    ) -> Array:
-        """Return [shadows, n] the NLL of every example under every shadow."""
-        import joblib
+    def _feature(self, pool: Pool, said: Array, name: str) -> Array:
+        """Return [..., n, k] a feature of log-probabilities [..., n, C]; the confidence as its logit."""
+        if name == "confidence":
+            return logit_confidence(pool.nll(said))[..., None]
+        flat = np.exp(said.reshape(-1, said.shape[-1]))
+        found = features_of(flat, np.tile(pool.targets, len(flat) // len(pool.targets)))[name]
+        return found.reshape(*said.shape[:-1], found.shape[-1])
 
-        model = seen.models["unlearned"]
-        fresh = self.config.start == "fresh"
-        start = model if fresh else model.load_like(self.config.start)
+    def _scores(self, observed: Array, shadows: Array, inside: Mask, mode: str) -> Array:
+        return lira_scores(observed, shadows, inside, mode, self.config.pooled)  # type: ignore[arg-type]
+
+    def _keep(self, values: Values, pool: Pool, model: str, name: str, scores: Array) -> None:
+        found = dict(zip(pool.ids, scores.tolist(), strict=True))
+        for role, own in pool.roles.items():
+            values.add(model, role, name, {i: found[i] for i in own})
+
+    def _shadows(self, seen: Observations, pool: Pool, inside: Mask) -> Array:
         settings = TrainSettings(
             epochs=self.config.epochs,
             max_steps=self.config.max_steps,
@@ -241,59 +238,20 @@ class Lira(Audit):
             warmup=0.1,
             schedule="cosine",
         )
-        retain = seen.request.retain
-        work = [
-            _Work(
-                k,
-                seen.seed * 10_007 + k,
-                start,
-                fresh,
-                Dataset.from_list([dict(row) for row in rows]),
-                inside[k].tolist(),
-                retain,
-                settings,
-                self._transform,
-            )
-            for k in range(len(inside))
-        ]
-        cache = self._cache(seen, ids, inside)
-        done = joblib.Parallel(n_jobs=self.config.workers)(joblib.delayed(_say)(one, cache) for one in work)
-        return np.array(done, dtype=np.float64)
-
-    def _cache(self, seen: Observations, ids: Sequence[str], inside: Mask) -> Path | None:
-        if self.config.folder is None or self._transform is not None:  # what a function does has no name to go by
-            return None
-        settings = self.config.model_dump(mode="json", exclude={"folder", "workers", "pooled", "statistic"})
-        config = seen.models["unlearned"].model.config.to_dict()
-        parts = [settings, seen.seed, list(ids), seen.request.fingerprint, config, inside.tolist()]
-        key = json.dumps(parts, default=str)
-        folder = self.config.folder / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return shadow_answers(
+            seen,
+            pool,
+            inside,
+            settings,
+            start=self.config.start,
+            transform=self._transform,
+            folder=self.config.folder,
+            workers=self.config.workers,
+        )
 
 
-def _say(work: _Work, cache: Path | None) -> list[float]:
-    """Train one shadow and return the NLL of every example of the pool; runs in a worker process."""
-    file = None if cache is None else cache / f"shadow-{work.number}.json"
-    if file is not None and file.is_file():
-        return [float(v) for v in json.loads(file.read_text(encoding="utf-8"))]
-    model = work.start.fresh(work.seed) if work.fresh else work.start.copy()
-    half = work.pool.select([k for k, chosen in enumerate(work.inside) if chosen])
-    encoded = model.encode(half)
-    if work.retain is not None:
-        encoded = encoded + model.encode(work.retain)
-    objective = Objective((Term("nll", ("retain",), nll, "token_mean"),), anchor="retain")
-    train(model, objective, {"retain": encoded}, work.settings.model_copy(update={"seed": work.seed}))
-    if work.transform is not None:
-        model = work.transform(model, DeletionRequest(half, work.retain), work.seed)
-    said = [s.nll for s in model.score([(prompt_of(row), row["answer"]) for row in work.pool.to_list()])]
-    if not np.isfinite(said).all():
-        raise FloatingPointError(f"shadow {work.number} gives NaN or infinite scores; lower learning_rate")
-    if file is not None:
-        scratch = file.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(said), encoding="utf-8")
-        os.replace(scratch, file)
-    return said
+def _auc(seen: Observations, values: Values, model: str, scalar: str) -> Estimate:
+    return attack_estimates(seen, values, model, scalar.removesuffix("_auc"))[scalar]
 
 
 def _balanced_accuracy(values: Values, model: str, seed: int) -> Estimate:
@@ -304,8 +262,8 @@ def _balanced_accuracy(values: Values, model: str, seed: int) -> Estimate:
     )
 
 
-def _exposed(values: Values, seen: Observations) -> Table:
+def _exposed(values: Values, pool: Pool) -> Table:
     """The forget examples of the audited model that shadows give away most; averages hide them."""
     found = sorted(values.get("unlearned", "forget", "online").items(), key=lambda item: -item[1])[:EXPOSED]
-    rows = [(i, str(seen.rows("forget")[i]["answer"])[:80], round(score, 3)) for i, score in found]
+    rows = [(i, pool.answers[i][:80], round(score, 3)) for i, score in found]
     return Table("Most exposed examples of the audited model", ("id", "answer", "log likelihood ratio"), rows)

@@ -1,0 +1,97 @@
+"""Threshold attack: a member is what exceeds its class's threshold, one number per feature.
+
+Per class, the threshold is the observed value at which ``(TPR + TNR) / 2`` is highest between kept (members) and test
+examples (non-members); an example is called a member from it on. Correctness needs none: right is a member. Of
+all probabilities, the largest one counts. A class that has examples on one side only, such as a class that is to be
+forgotten, takes the threshold of all classes together.
+
+Reported, as for the SVC: the share of the forget set called non-members, to be read beside the oracle's.
+
+Source: Song & Mittal 2021, Systematic Evaluation of Privacy Risks of Machine Learning Models (arXiv:2003.10595).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.audits.population_attack import PopulationAttack
+from expunge.audits.prediction_features import FEATURES, prediction_features
+from expunge.tasks.predictions import Predictions
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+def best_threshold(members: Array, others: Array) -> float:
+    """Return the observed value from which on to call a member, so that ``(TPR + TNR) / 2`` is highest.
+
+    Args:
+        members, others: (m,) and (n,) values, higher for members.
+
+    Returns:
+        The threshold; of several equally good ones the lowest.
+
+    Raises:
+        ValueError: one side is empty.
+    """
+    if not len(members) or not len(others):
+        raise ValueError("a threshold needs examples of both kinds")
+    values = np.unique(np.concatenate([members, others]))
+    # Counts over a common denominator, so that equally good thresholds compare equal.
+    found = (len(members) - np.searchsorted(np.sort(members), values)) * len(others)
+    spared = np.searchsorted(np.sort(others), values) * len(members)
+    return float(values[np.argmax(found + spared)])
+
+
+def threshold_members(
+    members: tuple[Array, Labels], others: tuple[Array, Labels], asked: tuple[Array, Labels]
+) -> NDArray[np.bool_]:
+    """Say which examples reach the threshold of their class.
+
+    Args:
+        members, others, asked: (n,) values, higher for members, and (n,) classes.
+
+    Returns:
+        (len(asked),) whether each is called a member.
+    """
+    overall = best_threshold(members[0], others[0])
+    called = asked[0] >= overall
+    for label in np.unique(asked[1]):
+        known, unknown = (values[labels == label] for values, labels in (members, others))
+        if len(known) and len(unknown):
+            own = asked[1] == label
+            called[own] = asked[0][own] >= best_threshold(known, unknown)
+    return called
+
+
+def member_scores(predictions: Predictions) -> dict[str, Array]:
+    """Return the five features as (n,) scores that are higher for members; of all probabilities, the largest."""
+    found = prediction_features(predictions)
+    scores = {name: value.max(-1) for name, value in found.items()}
+    return scores | {name: -scores[name] for name in ("entropy", "modified_entropy")}
+
+
+class ThresholdMia(PopulationAttack):
+    """Membership by one threshold per class on each of five features."""
+
+    id = "threshold_mia"
+    title = "What share of the forget set falls below its class's threshold of what the model was trained on?"
+    reports = "non-member"
+    attacks: ClassVar[Mapping[str, str]] = {
+        **{name: FEATURES[name] for name in ("confidence", "correctness", "entropy", "modified_entropy")},
+        "probability": "largest probability",
+    }
+    label = "Threshold attack"
+    default = False
+    paper = "Song & Mittal 2021, Systematic Evaluation of Privacy Risks (arXiv:2003.10595)"
+
+    def called(self, members: Predictions, others: Predictions, asked: Predictions) -> Mapping[str, NDArray[np.bool_]]:
+        parts = [(member_scores(part), np.asarray(part.targets)) for part in (members, others, asked)]
+        found = {
+            name: threshold_members(*((scores[name], labels) for scores, labels in parts)) for name in self.attacks
+        }
+        return found | {"correctness": asked.correct}
