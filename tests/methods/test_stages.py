@@ -10,7 +10,6 @@ import torch
 
 from expunge.errors import BadInput
 from expunge.methods.run import unlearn
-from expunge.methods.stages import both
 from expunge.requests.request import DeletionRequest
 
 SETTINGS = {"passes": 3, "max_passes": 2, "batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.0}
@@ -61,17 +60,3 @@ def test_damaged_weights_of_a_stage_are_named(tiny_predictor: Any, tiny_rows: An
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(BadInput, match="is damaged"):
         unlearn(tiny_predictor("table"), request, "scrub", settings=SETTINGS, folder=tmp_path)
-
-
-def test_a_weight_moves_where_both_masks_let_it() -> None:
-    a, b = torch.tensor([True, True, False]), torch.tensor([True, False, False])
-    found = both({"x": a, "y": None, "only": a}, {"x": b, "y": a})
-    assert found is not None
-    assert found.keys() == {"x", "y"}
-    assert torch.equal(found["x"], torch.tensor([True, False, False]))  # type: ignore[arg-type]
-    assert torch.equal(found["y"], a)  # type: ignore[arg-type]
-    assert both(None, {"x": a}) == {"x": a}
-    assert both({"x": None}, None) == {"x": None}
-    assert both(None, None) is None
-    with pytest.raises(BadInput, match="every weight"):
-        both({"x": ~a}, {"x": b})

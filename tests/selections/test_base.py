@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.errors import BadInput
-from expunge.selections.base import SelectionConfig, selected_share, top_share
+from expunge.selections.base import SelectionConfig, both, selected_share, top_share
 from expunge.selections.tensors import Tensors, TensorsConfig
 
 
@@ -66,3 +66,17 @@ def test_names_that_match_nothing_are_refused_with_names_that_there_are(make_tas
 def test_settings_are_closed() -> None:
     with pytest.raises(ValueError, match="extra"):
         SelectionConfig(share=0.5)  # type: ignore[call-arg]
+
+
+def test_a_weight_moves_where_both_masks_let_it() -> None:
+    a, b = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+    found = both({"x": a, "y": None, "only": a}, {"x": b, "y": a})
+    assert found is not None
+    assert found.keys() == {"x", "y"}
+    assert torch.equal(found["x"], torch.tensor([True, False, False]))  # type: ignore[arg-type]
+    assert torch.equal(found["y"], a)  # type: ignore[arg-type]
+    assert both(None, {"x": a}) == {"x": a}
+    assert both({"x": None}, None) == {"x": None}
+    assert both(None, None) is None
+    with pytest.raises(BadInput, match="every weight"):
+        both({"x": ~a}, {"x": b})

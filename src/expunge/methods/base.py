@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_origin
 
 from datasets import Dataset
 from pydantic import BaseModel, ValidationError
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from expunge.errors import BadInput, Problem
 from expunge.registry import near_names
 from expunge.requests.request import ROLES, DeletionRequest
-from expunge.selections.base import SELECTIONS, Mask, Selection, selected_share, sizes_of
+from expunge.selections.base import SELECTIONS, Mask, Selection, both, selected_share, sizes_of, zero_outside
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.examples import EncodedExamples
@@ -44,6 +44,7 @@ class Run:
         folder: for logs and checkpoints; None keeps everything in memory.
         progress: called after every optimiser step.
         oracle: a model retrained without the forget set, only for the stopping target "oracle".
+        sparse: for a model that was pruned: the weights that are left. All others are 0 and stay 0.
         notes: what the method found out on the way and wants to say; becomes part of the outcome's ``config``.
     """
 
@@ -51,6 +52,7 @@ class Run:
     folder: Path | None = None
     progress: Progress | None = None
     oracle: Task | None = None
+    sparse: Mask | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -191,11 +193,14 @@ class ObjectiveMethod(Method):
         if selection is not None:
             selection.check(task, request)
         model = self.start(task, run)
+        if run.sparse is not None:
+            zero_outside(model, run.sparse)
         self.adapt(model, request)
         before, started = model.cost.snapshot(), time.perf_counter()
         mask = self._selected(selection, model, request, run) if selection else None
         if selection is None and run.train.lora is None:
             mask = self.confined(model)
+        mask = both(mask, run.sparse)
         streams = {s: self.encode(s, model, request, run) for s in objective.streams()}
         prepared = model.cost - before  # some methods let the model write examples or labels
         prepared.seconds = time.perf_counter() - started
@@ -300,7 +305,8 @@ def settle(method: type[Method], settings: Mapping[str, Any]) -> tuple[Method, T
 
     Args:
         method: the method's class.
-        settings: keys of the method's config, of ``TrainSettings``, or dotted keys into the latter ("stop.every").
+        settings: keys of the method's config, of ``TrainSettings``, or dotted keys into the latter ("stop.every") or
+            into a mapping among the former.
 
     Raises:
         BadInput: unknown keys (with near names) or values out of range; all of them at once.
@@ -315,6 +321,8 @@ def settle(method: type[Method], settings: Mapping[str, Any]) -> tuple[Method, T
             mine[key] = value
         elif head in loop:
             _merge(theirs, nested({key: value}))
+        elif head in own and get_origin(method.Config.model_fields[head].annotation) is dict:
+            mine[head] = {**mine.get(head, {}), rest: value}
         else:
             problems.append(
                 Problem(key, f"is not a setting of {method.id} or of training", near_names(key, sorted(own | loop)))

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import ObjectiveMethod, Run, Unlearned, selection_of
 from expunge.requests.request import DeletionRequest
-from expunge.selections.base import Mask
+from expunge.selections.base import Mask, both, zero_outside
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.training.checkpoint import whole
@@ -70,9 +69,11 @@ class StagedMethod(ObjectiveMethod):
         if selection is not None:
             selection.check(task, request)
         model = self.start(task, run)
+        if run.sparse is not None:
+            zero_outside(model, run.sparse)
         self.adapt(model, request)
         before, started = model.cost.snapshot(), time.perf_counter()
-        mask = self._selected(selection, model, request, run) if selection else None
+        mask = both(self._selected(selection, model, request, run) if selection else None, run.sparse)
         stages = self.stages(task, run)
         names = list(dict.fromkeys(s for stage in stages for s in stage.objective.streams()))
         streams = {s: self.encode(s, model, request, run) for s in names}
@@ -84,7 +85,7 @@ class StagedMethod(ObjectiveMethod):
             settings = run.train.model_copy(update=dict(stage.settings))
             folder = run.folder / "stages" / f"{number:02d}-{stage.name}" if run.folder else None
             if folder is not None and (folder / DONE).is_file():
-                _put_back(model, settings.lora, folder / DONE)
+                put_back(model, settings.lora, folder / DONE)
                 total.resumed_from = total.steps
                 continue
             probe = None
@@ -110,7 +111,7 @@ class StagedMethod(ObjectiveMethod):
                 total.diverged = outcome.diverged
                 break
             if folder is not None:
-                _keep(model, folder / DONE)
+                keep_weights(model, folder / DONE)
         model.merge_lora()
         model.model.eval()
         model.source = f"{self.id} of {task.source}"
@@ -125,25 +126,7 @@ class StagedMethod(ObjectiveMethod):
         )
 
 
-def both(one: Mask | None, other: Mask | None) -> Mask | None:
-    """Return the mask of the weights that both masks let move.
-
-    Raises:
-        BadInput: there are none.
-    """
-    if one is None or other is None:
-        return one if other is None else other
-    shared: dict[str, Tensor | None] = {}
-    for name in one.keys() & other.keys():
-        a, b = one[name], other[name]
-        shared[name] = a if b is None else b if a is None else a & b
-    if not any(part is None or bool(part.any()) for part in shared.values()):
-        what = "leaves out every weight that one stage of the method trains"
-        raise BadInput(Problem("select", what, "let it choose more, or leave that stage out"))
-    return shared
-
-
-def _keep(model: Task, file: Path) -> None:
+def keep_weights(model: Task, file: Path) -> None:
     """Write what a stage left, adapters apart from the weights that they stand beside; atomic."""
     if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return
@@ -153,7 +136,7 @@ def _keep(model: Task, file: Path) -> None:
     os.replace(scratch, file)
 
 
-def _put_back(model: Task, lora: LoraSettings | None, file: Path) -> None:
+def put_back(model: Task, lora: LoraSettings | None, file: Path) -> None:
     """Give a model what a finished stage left."""
     if lora is not None and not hasattr(model.model, "disable_adapter"):
         model.wrap_lora(lora.rank, lora.alpha, lora.dropout, lora.targets)

@@ -129,6 +129,33 @@ def top_share(scores: Mapping[str, Tensor], share: float, scope: Scope = "global
     return {name: part.view(value.shape) for (name, value), part in zip(scores.items(), parts, strict=True)}
 
 
+def both(one: Mask | None, other: Mask | None) -> Mask | None:
+    """Return the mask of the weights that both masks let move; None lets all of them.
+
+    Raises:
+        BadInput: there are none.
+    """
+    if one is None or other is None:
+        return one if other is None else other
+    shared: dict[str, Tensor | None] = {}
+    for name in one.keys() & other.keys():
+        a, b = one[name], other[name]
+        shared[name] = a if b is None else b if a is None else a & b
+    if not any(part is None or bool(part.any()) for part in shared.values()):
+        what = "leaves out every weight that is to be trained"
+        raise BadInput(Problem("select", what, "let it choose more"))
+    return shared
+
+
+@torch.no_grad()
+def zero_outside(task: Task, mask: Mask) -> None:
+    """Set to zero what a mask leaves out of the parameters that it names."""
+    for name, parameter in task.named_parameters():
+        part = mask.get(name)
+        if part is not None:
+            parameter.masked_fill_(~part.to(parameter.device), 0.0)
+
+
 def selected_share(mask: Mask, sizes: Mapping[str, int]) -> float:
     """Return which share of all weights a mask lets move.
 

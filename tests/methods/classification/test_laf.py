@@ -166,7 +166,7 @@ def test_repair_trains_the_head_alone(tiny_predictor: Any, tiny_rows: Any) -> No
     [
         ({"unlearn_weight": 0.0, "align_weight": 0.0}, "both 0"),
         ({"repair_epochs": 1, "lora.rank": 2}, "adapters leave the head"),
-        ({"repair_epochs": 1, "select.by": "random", "select.parameters": "^1"}, "every weight that one stage"),
+        ({"repair_epochs": 1, "select.by": "random", "select.parameters": "^1"}, "every weight that is to be trained"),
     ],
 )
 def test_what_cannot_work_is_refused(tiny_predictor: Any, tiny_rows: Any, settings: Any, message: str) -> None:
