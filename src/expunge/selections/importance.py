@@ -140,9 +140,9 @@ def per_example_gradients(
         Name -> (B, *shape).
     """
     found: dict[str, Tensor] = {}
-    layers = _layers(task, part, parameters)
+    layers = layers_for(task, part, parameters)
     try:
-        with _forward(task, part, layers) as (outputs, targets, seen):
+        with recorded_forward(task, part, layers) as (outputs, targets, seen):
             with torch.enable_grad():
                 losses = loss(outputs, targets)
             calls = calls_in(seen, layers, len(part))
@@ -172,8 +172,14 @@ def chunks(task: Predictor, encoded: LabelledExamples, numbers: int) -> Iterator
         yield encoded.take(range(start, min(start + size, len(encoded))))
 
 
-def _layers(task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor]) -> Layers:
-    """What the layers of the model hold for these examples."""
+def layers_for(task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor]) -> Layers:
+    """Find the layers of a model whose gradients can be told apart for these examples.
+
+    Args:
+        task: the model, in evaluation mode, see ``differentiable``.
+        encoded: the examples; a single one leaves all to other means.
+        parameters: with respect to what, by name.
+    """
     if len(encoded) < 2:
         return Layers({}, [], list(parameters), sum(p.numel() for p in parameters.values()))
     batch = task.batch(encoded.take([0, 1]))
@@ -181,10 +187,16 @@ def _layers(task: Predictor, encoded: LabelledExamples, parameters: Mapping[str,
 
 
 @contextmanager
-def _forward(
+def recorded_forward(
     task: Predictor, part: LabelledExamples, layers: Layers
 ) -> Iterator[tuple[Tensor, Tensor, Mapping[str, Sequence[Seen | None]]]]:
-    """Yield outputs, targets and the recorded calls of one forward pass."""
+    """Yield (B, C) outputs, targets and the recorded calls of one forward pass.
+
+    Args:
+        task: the model.
+        part: B examples.
+        layers: from ``layers_for``.
+    """
     with recording(task.model, list(layers.owned), layers.same, len(part)) as seen, torch.enable_grad():
         outputs = task.predict(task.batch(part))
     _count(task, part)
@@ -200,7 +212,7 @@ def _count(task: Predictor, part: LabelledExamples) -> None:
 def _of_predictor(
     task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor], kind: Kind
 ) -> dict[str, Tensor]:
-    layers = _layers(task, encoded, parameters)
+    layers = layers_for(task, encoded, parameters)
     ordered = encoded
     if not isinstance(encoded.inputs, Tensor):
         ordered = encoded.take(sorted(range(len(encoded)), key=encoded.length))
@@ -224,7 +236,7 @@ def _add_by_layers(
     task: Predictor, encoded: LabelledExamples, layers: Layers, kind: Kind, total: dict[str, Tensor]
 ) -> None:
     for part in chunks(task, encoded, layers.numbers):
-        with _forward(task, part, layers) as (outputs, targets, seen):
+        with recorded_forward(task, part, layers) as (outputs, targets, seen):
             wanted = _losses(task, outputs.detach(), kind)
             calls, gradients = calls_in(seen, layers, len(part)), []
             for number, (loss, _) in enumerate(wanted, 1):

@@ -208,9 +208,30 @@ def squares_of(seen: Seen, gradients: Sequence[Tensor], shares: Sequence[Tensor]
         prepared = rule.prepare(module, given[some])
         for gradient, share in zip(gradients, shares, strict=True):
             for name, rows in rule.gradients(module, prepared, gradient[some]).items():
-                summed = (share[some] @ rows.flatten(1).square()).reshape(rows.shape[1:])
+                summed = (share[some] @ rows.flatten(1).square_()).reshape(rows.shape[1:])
                 total[name] = total[name] + summed if name in total else summed
     return total
+
+
+def projections_of(seen: Seen, gradient: Tensor, direction: Mapping[str, Tensor]) -> Tensor:
+    """Return the (B,) products of every example's gradient with a direction, summed over a layer's parameters.
+
+    The output of every layer that has a rule is linear in its parameters, so its change along the direction is what the
+    layer gives with the direction in their place.
+
+    Args:
+        seen: the layer's call.
+        gradient: of its output, (B, ...).
+        direction: own name -> tensor of the parameter's shape, for those that are asked for.
+    """
+    module, given = seen.module, _unchanged(seen)
+    named = dict(module.named_parameters(recurse=False))
+    along = {name: direction.get(name, torch.zeros_like(p)).to(p) for name, p in named.items()}
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        along["weight"] = along["weight"].index_fill(0, torch.tensor(module.padding_idx, device=given.device), 0)
+    with torch.no_grad():
+        change = torch.func.functional_call(module, along, (given,))
+    return (gradient * change).flatten(1).sum(1)
 
 
 def _embedding_squares(module: nn.Embedding, given: Tensor, gradient: Tensor, share: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.methods.base import EditingMethod, MethodConfig, Run
 from expunge.requests.request import DeletionRequest
-from expunge.selections.importance import chunks, differentiable, per_example_gradients
+from expunge.selections.importance import differentiable
+from expunge.selections.projections import projected_gradients
 from expunge.tasks.base import Task
 from expunge.tasks.encoding import length_batches
 from expunge.tasks.kinds import KINDS
-from expunge.tasks.predictor import Predictor
 from expunge.tasks.statistics import RegressionStatistics, Statistics
 
 
@@ -89,6 +89,25 @@ def woodfisher_reference(
     return k
 
 
+def woodfisher_weight(own: Sequence[float], shared: Sequence[float], constant: int = 1000) -> float:
+    """Return c with which ``woodfisher_reference`` ends at ``vector - c g_1``.
+
+    Its o only ever shrinks, so it stays a multiple s of g_1, and k moves along it: products of the gradients with g_1
+    and with the vector are all that it reads.
+
+    Args:
+        own: ``vector . g_i``, in order; the first is not read.
+        shared: ``g_1 . g_i``.
+        constant: M.
+    """
+    c, s = 0.0, 1.0
+    for b, a in zip(own[1 : constant + 2], shared[1 : constant + 2], strict=True):
+        t = s * a
+        c += (b - c * a) / (constant + t) * s
+        s -= t / (constant + t) * s
+    return c
+
+
 def curvature(statistics: Statistics, change: Tensor) -> Tensor:
     """Multiply a change of the outputs by the second derivative of each row's loss with respect to its outputs.
 
@@ -135,8 +154,12 @@ class Influence(EditingMethod):
             kept = _summed(model, retain, parameters) * len(forget) / (total * len(retain))
             vector = _summed(model, forget, parameters) / total - kept
             if config.parity:
-                step = woodfisher_reference(vector, _singles(model, retain, parameters), config.parity_examples)
-                found = {"examples": min(len(retain), config.parity_examples + 2)}
+                read = retain.take(range(min(len(retain), config.parity_examples + 2)))
+                first = _summed(model, read.take([0]), parameters)
+                directions = [dict(zip(parameters, _split(u, parameters), strict=True)) for u in (first, vector)]
+                shared, own = projected_gradients(model, read, parameters, directions).tolist()
+                step = vector - woodfisher_weight(own, shared, config.parity_examples) * first
+                found = {"examples": len(read)}
             else:
                 step, residual, taken = conjugate_gradient(
                     lambda u: _product(model, retain, parameters, u) + config.damping * u,
@@ -179,16 +202,6 @@ def _summed(model: Task, encoded: Any, parameters: Mapping[str, Tensor]) -> Tens
             loss = _loss(model.statistics(encoded.take(batch)))
         total += _flat(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True), parameters)
     return total
-
-
-def _singles(model: Task, encoded: Any, parameters: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """Yield the (P,) gradient of the loss of every example, in their order; many are taken at once where that works."""
-    if not isinstance(model, Predictor):
-        yield from (_summed(model, encoded.take([i]), parameters) for i in range(len(encoded)))
-        return
-    for part in chunks(model, encoded, 2 * sum(p.numel() for p in parameters.values())):
-        found = per_example_gradients(model, part, parameters, model.losses)
-        yield from torch.cat([found[name].float().flatten(1) for name in parameters], 1)
 
 
 def _product(model: Task, encoded: Any, parameters: Mapping[str, Tensor], direction: Tensor) -> Tensor:
