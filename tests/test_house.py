@@ -22,7 +22,7 @@ LEVELS = (
     {"errors", "registry"},
     {"requests", "data"},
     {"tasks"},
-    {"selections", "training"},
+    {"selections", "training", "forget_sets"},
     {"methods", "audits", "protect", "repair"},
     {"verdict", "reports", "runs", "benchmarks"},
     {"cli", "service", "reproductions"},

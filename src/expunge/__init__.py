@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expunge.data.request_files import read_request
+    from expunge.forget_sets.select import select_forget_set
     from expunge.methods.run import unlearn
     from expunge.requests.request import DeletionRequest
     from expunge.runs.audit import audit
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from expunge.tasks.loading import load_task
 
 __version__ = "0.1.0"
-__all__ = ["CausalLM", "DeletionRequest", "audit", "load_task", "read_request", "unlearn"]
+__all__ = ["CausalLM", "DeletionRequest", "audit", "load_task", "read_request", "select_forget_set", "unlearn"]
 
 # Names are looked up when first used, so that `import expunge` and `expunge --help` do not wait for torch.
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "audit": "expunge.runs.audit",
     "load_task": "expunge.tasks.loading",
     "read_request": "expunge.data.request_files",
+    "select_forget_set": "expunge.forget_sets.select",
     "unlearn": "expunge.methods.run",
 }
 

@@ -32,7 +32,7 @@ def methods(name: str | None = Named, as_json: bool = Json) -> None:
         show_table("", ("name", "what it does", "needs", "level"), rows)
         show("Every one needs a forget set. `expunge methods NAME` lists settings, `--json` everything.")
     else:
-        _show_one(found[0], [("Settings of the method", "settings"), ("Settings of training", "training")])
+        show_one(found[0], [("Settings of the method", "settings"), ("Settings of training", "training")])
         show(
             "Where nothing is said about stop and checkpoint_every, `expunge unlearn` looks at 32 examples of each set "
             "5 times and saves its state 10 times per run."
@@ -53,7 +53,7 @@ def audits(name: str | None = Named, as_json: bool = Json) -> None:
         show("* only where --audit or --set audits.NAME.KEY=VALUE names it.")
         show("`expunge audits NAME` lists settings, `--json` everything.")
     else:
-        _show_one(found[0], [("Settings, given as --set audits." + found[0]["name"] + ".KEY=VALUE", "settings")])
+        show_one(found[0], [("Settings, given as --set audits." + found[0]["name"] + ".KEY=VALUE", "settings")])
 
 
 def selections(name: str | None = Named, as_json: bool = Json) -> None:
@@ -70,7 +70,7 @@ def selections(name: str | None = Named, as_json: bool = Json) -> None:
         show("Any method that trains takes one: --set select.by=NAME --set select.KEY=VALUE.")
         show("`expunge selections NAME` lists settings, `--json` everything.")
     else:
-        _show_one(found[0], [("Settings, given as --set select.KEY=VALUE", "settings")])
+        show_one(found[0], [("Settings, given as --set select.KEY=VALUE", "settings")])
 
 
 def describe_method(method: type[Method]) -> dict[str, Any]:
@@ -150,7 +150,8 @@ def fields(settings: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
     return found
 
 
-def _show_one(found: dict[str, Any], sections: list[tuple[str, str]]) -> None:
+def show_one(found: dict[str, Any], sections: list[tuple[str, str]]) -> None:
+    """Print one entry of a list with its settings."""
     show(f"{found['name']}: {found['title']}")
     show(f"Paper: {found['paper']}")
     serves = ", ".join(found["tasks"]) or "every kind of model"

@@ -116,7 +116,7 @@ def try_read_labelled(
     first: dict[str, Row] = {}
     kept: list[int] = []
     for index, row in enumerate(rows):
-        content = {column: _content(values[column][index]) for column in (*known, outcome)}
+        content = {column: _content(values[column][index], column == "image") for column in (*known, outcome)}
         identity = example_id(content)
         same = first.setdefault(identity, row)
         if same is row:
@@ -202,8 +202,10 @@ def _check_outcome(
         values[column] = [None if value is None else str(value) for value in values[column]]
 
 
-def _content(value: Any) -> Any:
+def _content(value: Any, image: bool = False) -> Any:
     """Return what stands for a value in an id: equal for equal pixels, whatever file they come in."""
+    if image and isinstance(value, list):
+        value = _pixels(value)
     if isinstance(value, dict) and "bytes" in value:
         try:
             with Image.open(io.BytesIO(value["bytes"] or Path(value["path"]).read_bytes())) as picture:
@@ -215,6 +217,17 @@ def _content(value: Any) -> Any:
         digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16)
         return [list(value.shape), str(value.dtype), digest.hexdigest()]
     return value
+
+
+def _pixels(rows: list[Any]) -> Any:
+    """Return nested lists as the array that they were made of; unchanged where they are none."""
+    try:
+        array = np.asarray(rows)
+    except ValueError:  # rows of different length; said when the model is given them
+        return rows
+    if array.dtype.kind in "ui" and array.size and array.min() >= 0 and array.max() <= 255:
+        return array.astype(np.uint8)
+    return array.astype(np.float32) if array.dtype.kind == "f" else rows
 
 
 def _dataset(columns: dict[str, list[Any]], name: str, problems: ProblemList) -> Dataset | None:

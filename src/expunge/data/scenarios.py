@@ -20,14 +20,16 @@ from expunge.requests.request import DeletionRequest, Scenario
 LABEL, TARGET, GROUP, CORRUPTED = "label", "target", "group", "corrupted"
 
 
+def luck(seed: int, identity: str) -> float:
+    """Return the number in [0, 1) that (seed, id) draws; the lowest of a set are chosen first."""
+    digest = hashlib.blake2b(f"{seed}\x1f{identity}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / (1 << 64)
+
+
 def drawn(examples: Dataset, count: int, seed: int) -> list[int]:
     """Return ``count`` indices drawn by (seed, id), so that the order of the set does not matter; ascending."""
-
-    def luck(index: int) -> bytes:
-        return hashlib.blake2b(f"{seed}\x1f{ids[index]}".encode(), digest_size=8).digest()
-
     ids = list(examples["id"])
-    return sorted(sorted(range(len(ids)), key=luck)[:count])
+    return sorted(sorted(range(len(ids)), key=lambda index: luck(seed, ids[index]))[:count])
 
 
 def random_examples(

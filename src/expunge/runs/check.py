@@ -105,7 +105,7 @@ def check(
         if chosen is not None:
             settled = _try(problems, "settings", lambda: settle(chosen, {"seed": recipe.seed, **recipe.settings}))
             method, train = settled or (None, None)
-    model = _try(problems, "model", lambda: ground.once("model", named, call=lambda: _described(recipe)))
+    model = _try(problems, "model", lambda: ground.once("model", named, call=lambda: described(recipe)))
     kind = model.kind if isinstance(model, Reading) else CausalLM.kind
     audits = _try(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings, kind)) or []
     verdict = _verdict(recipe.verdict, problems)
@@ -231,7 +231,7 @@ def loading_of(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _described(recipe: Recipe) -> TextEncoder | Reading:
+def described(recipe: Recipe) -> TextEncoder | Reading:
     """Return how examples are read for the model, without loading its weights.
 
     Raises:
