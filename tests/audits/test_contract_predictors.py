@@ -27,6 +27,8 @@ MATRIX = [(a.id, KIND_OF[kind]) for a in AUDITS.classes() for kind in a.tasks if
 QUICK: dict[str, dict[str, Any]] = {
     "relearning": {"steps": (0, 2), "learning_rates": (1e-3,)},
     "lira": {"shadows": 4, "epochs": 1, "max_steps": 1},
+    "anamnesis_index": {"max_steps": 2, "repeats": 2},
+    "quantisation": {"bits": (8, 4)},
 }
 
 
@@ -35,8 +37,12 @@ def settings_of(audit: str) -> dict[str, Any]:
     return QUICK.get(audit, {})
 
 
-def asked(rows: Callable[[str, range], Dataset], name: str) -> DeletionRequest:
-    return DeletionRequest(rows(name, range(8)), rows(name, range(8, 18)), rows(name, range(30, 38)))
+def asked(rows: Callable[[str, range], Dataset], name: str, audit: str = "") -> DeletionRequest:
+    forget, retain, holdout = rows(name, range(8)), rows(name, range(8, 18)), rows(name, range(30, 38))
+    if audit != "corrected_accuracy":
+        return DeletionRequest(forget, retain, holdout)
+    swapped = forget.add_column("clean_label", list(forget["label"])[1:] + list(forget["label"])[:1])
+    return DeletionRequest(swapped, retain, holdout, scenario="corrupted")
 
 
 def models_of(make: Callable[..., Predictor], name: str) -> dict[str, Predictor]:
@@ -51,7 +57,7 @@ def state(models: dict[str, Predictor]) -> list[torch.Tensor]:
 def test_it_measures_without_a_trace_and_the_same_again(
     tiny_predictor: Callable[..., Predictor], tiny_rows: Callable[..., Dataset], audit: str, name: str
 ) -> None:
-    request, models = asked(tiny_rows, name), models_of(tiny_predictor, name)
+    request, models = asked(tiny_rows, name, audit), models_of(tiny_predictor, name)
     for model in models.values():
         model.model.train()
     made = AUDITS.get(audit)

@@ -148,3 +148,14 @@ def test_writing_replaces_the_file_and_leaves_nothing_else(report: RunReport, tm
     report.write_json(target)
     assert [p.name for p in target.parent.iterdir()] == ["report.json"]
     assert target.read_bytes() == report.to_json().encode()
+
+
+def test_run_time_efficiency_is_what_forgetting_alone_took(changed: Callable[..., RunReport]) -> None:
+    cost = {
+        "forgetting": {"seconds": 90.0},
+        "audits while forgetting": {"seconds": 30.0},
+        "proving": {"seconds": 600.0},
+    }
+    assert changed(cost=cost).rte == 1.5
+    assert changed(cost={"proving": {"seconds": 600.0}}).rte is None
+    assert changed(cost={"forgetting": {"seconds": None}}).rte is None

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from expunge.audits.base import Finding
+from expunge.methods import run
 from expunge.requests.request import DeletionRequest
 from expunge.runs import summary
 from expunge.tasks.causal_lm import CausalLM
@@ -84,3 +85,11 @@ def test_crashed_audits_are_named() -> None:
     findings = [Finding("rouge", "crashed", note="x"), Finding("privleak", "no data")]
     assert summary.crash_notes(findings) == ["Crashed and not counted in the verdict: rouge."]
     assert summary.crash_notes(findings[1:]) == []
+
+
+def test_a_mask_is_part_of_what_forgetting_cost(tiny_predictor: Any, tiny_rows: Any) -> None:
+    """SalUn takes gradients of the whole forget set before its first step."""
+    request = DeletionRequest(tiny_rows("table", range(8)), tiny_rows("table", range(8, 20)))
+    found = run.unlearn(tiny_predictor("table"), request, "salun", settings={"max_steps": 1, "batch_size": 4})
+    assert found.training is not None
+    assert summary.forgotten(found)["cost"]["backwards"] > found.training.cost.backwards

@@ -59,6 +59,15 @@ def test_a_token_that_reaches_over_the_boundary_belongs_to_the_answer(tiny_token
     assert prompt.startswith(before)
 
 
+def test_a_joining_space_that_is_a_token_is_the_answers(make_tiny_tokenizer: Any) -> None:
+    """Byte-level tokenizers have no token for a space with a Chinese character: it is to be said, and so is trained."""
+    encoder = TextEncoder(make_tiny_tokenizer())
+    [asked] = encoder.encode_prompts(["Where was it?"])
+    encoded = encoder.encode([("Where was it?", "在北京。")])
+    assert encoded.tokens[0][: encoded.starts[0]].tolist() == asked
+    assert encoder.tokenizer.decode(encoded.tokens[0][encoded.starts[0] : -1]) == " 在北京。"
+
+
 @given(cut=st.integers(3, 60))  # the first token is never predicted, whoever it belongs to
 def test_wherever_the_boundary_is_no_answer_character_is_untrained(make_tiny_tokenizer: Any, cut: int) -> None:
     text = "In 1967, Tomas moved from Velburg to Harrow Bay; he never returned."
@@ -66,8 +75,9 @@ def test_wherever_the_boundary_is_no_answer_character_is_untrained(make_tiny_tok
     prompt, answer = text[:cut], text[cut:]
     encoded = TextEncoder(tokenizer, template="{prompt}{answer}").encode([(prompt, answer)])
     assert tokenizer.decode(encoded.tokens[0][encoded.starts[0] : -1]).endswith(answer)
-    # And no token is trained that lies wholly in the prompt.
-    assert len(tokenizer.decode(encoded.tokens[0][: encoded.starts[0] + 1])) > cut or encoded.starts[0] == 1
+    # And no token is trained that lies wholly in the prompt, but for the space that joins them.
+    said = tokenizer.decode(encoded.tokens[0][: encoded.starts[0] + 1])
+    assert len(said) > len(prompt.rstrip(" ")) or encoded.starts[0] == 1
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])

@@ -176,6 +176,16 @@ class RunReport:
                 Problem("removal_level", f"'{self.removal_level}' is not one", f"use one of {', '.join(LEVELS)}")
             )
 
+    @property
+    def rte(self) -> float | None:
+        """Run-time efficiency (RTE) of the field's tables: minutes of wall time that forgetting alone took.
+
+        Masks and statistics of the method count, training the original, in-training audits and proving do not. None
+        where it was not recorded.
+        """
+        spent = self.cost.get("forgetting", {}).get("seconds")
+        return None if spent is None else spent / 60
+
     def to_json(self) -> str:
         """Return the report as JSON text, keys in a fixed order.
 

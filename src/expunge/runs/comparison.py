@@ -197,7 +197,8 @@ def _numbers(runs: Sequence[ComparedRun], every: bool) -> list[ComparedRow]:
 
 def _costs(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
     stages = dict.fromkeys(stage for run in runs for stage in run.report.cost)
-    return [
+    efficiency = ComparedRow("cost.rte", "RTE (minutes of forgetting alone)", {r.name: r.report.rte for r in runs}, 2)
+    return [efficiency] * any(run.report.rte is not None for run in runs) + [
         ComparedRow(
             f"cost.{stage}.seconds",
             f"time: {stage}",

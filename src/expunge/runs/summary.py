@@ -130,7 +130,8 @@ def forgotten(outcome: Unlearned) -> dict[str, Any]:
         "removal_level": outcome.removal_level,
         "config": outcome.config,
         "train": outcome.train,
-        "cost": (trained.cost if trained else outcome.cost).to_dict(),
+        # What was done before the first step is part of forgetting: masks, statistics, answers that were written.
+        "cost": (outcome.cost - trained.probe_cost if trained else outcome.cost).to_dict(),
         "probe_cost": (trained.probe_cost if trained else Cost()).to_dict(),
         "training": None
         if trained is None

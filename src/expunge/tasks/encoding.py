@@ -233,8 +233,9 @@ class TextEncoder:
             return full, start, True
         if not prompt:
             return answer, 0, False
+        # The space that joins them is the answer's, as it is where a model is asked: see ``encode_prompts``.
         head = self._head(prompt, answer)
-        return head + answer, len(head), False
+        return head + answer, len(head.rstrip(" ")), False
 
     def _head(self, prompt: str, answer: str) -> str:
         head = self.template.removesuffix("{answer}").replace("{prompt}", prompt)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.pytorch_utils import Conv1D
@@ -14,6 +15,7 @@ from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.predictor import Predictor
 
 WEIGHTS = st.lists(st.lists(st.floats(-4, 4, width=32), min_size=7, max_size=7), min_size=1, max_size=4)
 
@@ -56,12 +58,12 @@ def test_a_group_of_nothing_stays_nothing() -> None:
 
 def test_embeddings_and_head_are_left(every_tiny_model: tuple) -> None:
     model, family = every_tiny_model
-    names = [name for name, _ in matrices(model)]
+    names = [name for name, _ in matrices(model, model.get_output_embeddings())]
     assert len(names) >= 4 * 2, family
     left = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     chosen = {name: dict(model.named_parameters())[name] for name in names}
     assert not left & {id(p) for p in chosen.values()}
-    for name, view in matrices(model):
+    for name, view in matrices(model, model.get_output_embeddings()):
         assert view.untyped_storage().data_ptr() == chosen[name].untyped_storage().data_ptr()
 
 
@@ -69,7 +71,7 @@ def test_rows_are_output_channels(tiny_model: Callable) -> None:
     model, _ = tiny_model("gpt2")
     layer = model.transformer.h[0].attn.c_attn
     assert isinstance(layer, Conv1D)
-    view = dict(matrices(model))["transformer.h.0.attn.c_attn.weight"]
+    view = dict(matrices(model, model.get_output_embeddings()))["transformer.h.0.attn.c_attn.weight"]
     assert view.shape == (layer.nf, layer.nx)
 
 
@@ -87,7 +89,7 @@ def fit(lm: CausalLM, request: DeletionRequest) -> CausalLM:
 def hide(original: CausalLM, request: DeletionRequest, reach: float) -> CausalLM:
     """Unlearn within a box of ``reach`` cell widths around weights that lie on the 4-bit grid."""
     hidden = original.copy()
-    views = list(matrices(hidden.model))
+    views = list(matrices(hidden.model, hidden.head_module()))
     start = {name: view.clone() for name, view in views}
     room = {name: reach * cells(view, 4)[1] for name, view in views}
     # The largest weight of a channel sets its scale, so it stays.
@@ -122,7 +124,7 @@ def test_an_update_within_the_cells_is_undone_and_a_larger_one_is_not(
     """The positive control: the original lies on the grid, so rounding gives it back where no weight left its cell."""
     original = fit(make_lm(0), request_)
     with torch.no_grad():
-        for _, view in matrices(original.model):
+        for _, view in matrices(original.model, original.head_module()):
             codes, width = cells(view, 4)
             view.copy_(codes * width)
     models = {"unlearned": hide(original, request_, 0.45), "original": original, "oracle": make_lm(1)}
@@ -174,3 +176,26 @@ def test_a_library_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_rounding_is_no_attack(bits: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="2 to 8"):
         Quantisation.Config(bits=bits)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "table"])
+def test_classifiers_are_rounded_too_but_not_their_head(
+    tiny_predictor: Callable[..., Predictor], tiny_rows: Callable[..., Dataset], name: str
+) -> None:
+    task = tiny_predictor(name)
+    found = dict(matrices(task.model, task.head_module()))
+    whole = {n.removeprefix("."): p for n, p in task.model.named_parameters() if p.dim() >= 2}
+    head = {n for n, p in whole.items() if any(p is q for q in task.head_module().parameters())}
+    left = {n for n in whole if "embeddings" in n and "projection" not in n and "embedder" not in n}
+    assert len(head) == 1
+    assert {n.removeprefix(".") for n in found} >= set(whole) - head - left
+    assert not head & {n.removeprefix(".") for n in found}
+    for view in found.values():  # what is written into a view is in the model
+        view.zero_()
+    assert sum(float(p.detach().abs().sum()) for n, p in whole.items() if n not in head | left) == 0.0
+    request = DeletionRequest(tiny_rows(name, range(8)), tiny_rows(name, range(8, 16)), tiny_rows(name, range(30, 36)))
+    models = {"unlearned": tiny_predictor(name), "original": tiny_predictor(name, 1)}
+    finding = run_one(Quantisation(Quantisation.Config(bits=(8, 2))), Observations(models, request))
+    assert finding.status == "measured", finding.note
+    assert {row[0] for row in finding.tables[-1].rows} == {"unlearned"}
+    assert finding.evidence[0].statistic == "quantised_nll"

@@ -88,7 +88,7 @@ def test_too_little_to_learn_from_is_no_data(make_lm: Callable[..., CausalLM]) -
     few = DeletionRequest(towns(range(4)), towns(range(100, 104)))
     finding = run_one(LinearProbe(), Observations({"unlearned": make_lm(0)}, few))
     assert (finding.status, "too few" in finding.note) == ("no data", True)
-    rows = [{"prompt": f"p{k}", "answer": f"{'ΩΨΞ'[k % 3]}{k}"} for k in range(4)]
+    rows = [{"prompt": f"p{k}\n", "answer": f"{'ΩΨΞ'[k % 3]}{k}"} for k in range(4)]
     strange = Dataset.from_list([{"id": example_id(row), **row} for row in rows])
     finding = run_one(
         LinearProbe(LinearProbe.Config(share=0.3, at_least=12)),

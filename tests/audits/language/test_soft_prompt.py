@@ -27,7 +27,7 @@ def test_a_guard_falls_to_a_soft_prompt_and_ignorance_does_not(
     assert finding.status == "measured", finding.note
     u, o = finding.estimates["unlearned"], finding.estimates["oracle"]
     assert u["heldout_before"].value < 0.4
-    assert u["heldout_after"].value > 0.45
+    assert u["heldout_gain"].value > 0.08
     assert u["heldout_gain"].value > 3 * o["heldout_gain"].value
     assert u["area_excess"].value > 0
     held, _ = finding.evidence

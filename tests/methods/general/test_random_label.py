@@ -131,7 +131,7 @@ def choices(count: int) -> Dataset:
 def accuracy(task: CausalLM, pool: Dataset) -> float:
     """How often the given answer is more likely than the other letter."""
     scores = [task.score([(r["prompt"], letter) for r in pool]) for letter in "AB"]  # type: ignore[call-overload, index]
-    best = ["AB"[int(b.log_prob[0] > a.log_prob[0])] for a, b in zip(*scores, strict=True)]
+    best = ["AB"[int(b.nll < a.nll)] for a, b in zip(*scores, strict=True)]
     return sum(b == r["answer"] for b, r in zip(best, pool, strict=True)) / len(pool)  # type: ignore[call-overload, index]
 
 

@@ -98,12 +98,12 @@ def test_answers_with_no_token_left_are_left_out_and_a_set_of_those_is_refused(
     task = make_task()
     rows = [{"prompt": "Where?", "answer": "x"}, {"prompt": "Where was it?", "answer": "In Velburg or Salt."}]
     request = DeletionRequest(Dataset.from_list([{**row, "id": example_id(row)} for row in rows]))
-    settings = {"max_steps": 1, "warmup": 0.0, "ignore_first_n_answer_tokens": 2}
+    settings = {"max_steps": 1, "warmup": 0.0, "ignore_first_n_answer_tokens": 3}
     with caplog.at_level(logging.WARNING):
         done = unlearn(task, request, "ceu", settings=settings)
     assert "1 of 2 examples" in caplog.text
     assert done.training is not None
-    assert done.training.history[0]["loss"] == pytest.approx(reference(task, request, 2), rel=1e-5)
+    assert done.training.history[0]["loss"] == pytest.approx(reference(task, request, 3), rel=1e-5)
     with pytest.raises(BadInput, match="ignore_first_n_answer_tokens"):
         unlearn(task, request, "ceu", settings={**settings, "ignore_first_n_answer_tokens": 50})
 

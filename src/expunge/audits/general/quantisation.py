@@ -27,8 +27,10 @@ from expunge.audits.base import Table
 from expunge.audits.observations import Observations
 from expunge.audits.tamperer import Course, Material, Steps, TamperConfig, Tamperer
 from expunge.errors import Problem, UnsupportedModel
+from expunge.tasks.kinds import KINDS
 
 if TYPE_CHECKING:
+    from expunge.tasks.base import Task
     from expunge.tasks.causal_lm import CausalLM
 
 Scheme = Literal["channel", "group", "bitsandbytes", "torchao"]
@@ -69,17 +71,25 @@ def cells(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tensor, 
     return back(codes), back(width)
 
 
-def matrices(model: Any) -> Iterator[tuple[str, Tensor]]:
+def matrices(model: nn.Module, head: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and weights that get rounded, each as a view with one output channel per row of its last axis.
 
-    These are the matrices of all linear layers and experts, without embeddings and the output head.
+    These are the matrices of all linear layers and experts and the kernels of convolutions, without embeddings and
+    the output head.
+
+    Args:
+        model: the model.
+        head: its output head, if it has one.
     """
     kept = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    kept |= {id(p) for p in model.get_output_embeddings().parameters()}
+    kept |= {id(p) for p in head.parameters()} if head is not None else set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and id(parameter) not in kept:
                 turned = parameter.detach().mT if isinstance(module, Conv1D) else parameter.detach()
+                if isinstance(module, nn.modules.conv._ConvNd):
+                    # One row per output channel; a view, for what is written there must reach the layer.
+                    turned = turned.view(len(turned), -1)
                 yield f"{prefix}.{name}", turned
 
 
@@ -88,6 +98,7 @@ class Quantisation(Tamperer):
 
     id = "quantisation"
     title = "Does the knowledge come back when the weights are quantised?"
+    tasks = KINDS
     paper = "Zhang et al. 2024, Catastrophic Failure of LLM Unlearning via Quantization (arXiv:2410.16454)"
     default = False
     shows = False
@@ -133,10 +144,10 @@ class Quantisation(Tamperer):
         if course.name in ("bitsandbytes", "torchao"):
             yield from self._with_library(victim, course.name)
             return
-        exact = {name: weight.clone() for name, weight in matrices(victim.model)}
+        exact = {name: weight.clone() for name, weight in _weights(victim)}
         luck = torch.Generator(device=victim.device).manual_seed(material.seed)
         for bits in self.config.bits:
-            for name, weight in matrices(victim.model):
+            for name, weight in _weights(victim):
                 codes, width = cells(exact[name], bits, self.config.group if course.name == "group" else None)
                 if course.null:
                     noise = torch.rand(width.shape, generator=luck, device=width.device) - 0.5
@@ -150,7 +161,8 @@ class Quantisation(Tamperer):
         exact = victim.model
         for bits in self.config.bits:
             if bits in (8, 4):
-                victim.model = quantise(copy.deepcopy(exact), bits, self.config.group)
+                victim.model = copy.deepcopy(exact)
+                victim.model = quantise(victim.model, victim.head_module(), bits, self.config.group)
                 yield float(_FULL - bits), victim.score
         victim.model = exact
 
@@ -162,12 +174,12 @@ class Quantisation(Tamperer):
         if "original" not in seen.models:
             return []
         group = None if "channel" in self.config.schemes else self.config.group
-        original = dict(matrices(self.victim(seen.models["original"]).model))
+        original = dict(_weights(self.victim(seen.models["original"])))
         rows = []
         for model, task in seen.models.items():
             if model == "original":
                 continue
-            own = dict(matrices(self.victim(task).model))
+            own = dict(_weights(self.victim(task)))
             if {name: w.shape for name, w in own.items()} != {name: w.shape for name, w in original.items()}:
                 continue
             for bits in self.config.bits:
@@ -179,19 +191,22 @@ class Quantisation(Tamperer):
         return [Table("Share of weights in another cell than the original's", ["model", "bits", "share"], rows)]
 
 
-def _linears(model: Any) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    head = model.get_output_embeddings()
+def _weights(task: Task) -> Iterator[tuple[str, Tensor]]:
+    return matrices(task.model, task.head_module())
+
+
+def _linears(model: Any, head: nn.Module | None) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not head:
                 yield parent, name, child
 
 
-def _bitsandbytes(model: Any, bits: int, group: int) -> Any:
+def _bitsandbytes(model: Any, head: nn.Module | None, bits: int, group: int) -> Any:
     """Replace linear layers by the library's: its defaults for 8 bits, nf4 for 4."""
     import bitsandbytes
 
-    fitting = [found for found in _linears(model) if bits == 8 or found[2].in_features % _BLOCK == 0]
+    fitting = [found for found in _linears(model, head) if bits == 8 or found[2].in_features % _BLOCK == 0]
     if not fitting:
         raise UnsupportedModel(
             Problem(type(model).__name__, f"has no linear layer whose inputs are a multiple of {_BLOCK}", "use bits 8")
@@ -212,12 +227,12 @@ def _bitsandbytes(model: Any, bits: int, group: int) -> Any:
     return model
 
 
-def _torchao(model: Any, bits: int, group: int) -> Any:
+def _torchao(model: Any, head: nn.Module | None, bits: int, group: int) -> Any:
     """Quantise linear layers in place, weights only: int8 per channel, int4 per group."""
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup
 
     config = Int8WeightOnlyConfig() if bits == 8 else IntxWeightOnlyConfig(torch.int4, PerGroup(group))  # type: ignore[attr-defined]
-    chosen = {id(layer) for _, _, layer in _linears(model) if bits == 8 or layer.in_features % group == 0}
+    chosen = {id(layer) for _, _, layer in _linears(model, head) if bits == 8 or layer.in_features % group == 0}
     quantize_(model, config, filter_fn=lambda module, _: id(module) in chosen)
     return model
