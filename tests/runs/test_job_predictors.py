@@ -150,9 +150,17 @@ PREDICTING = [name for name in METHODS.names() if "tabular_classifier" in METHOD
 
 @pytest.mark.parametrize("method", PREDICTING)
 def test_every_method_is_checked_without_weights(
-    given: Callable[..., Any], method: str, monkeypatch: pytest.MonkeyPatch
+    given: Callable[..., Any], method: str, tiny_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("load_pretrained", "load_module"):
         monkeypatch.setattr(predictor, name, lambda *_: pytest.fail("weights were loaded"))
     recipe = {**given("table"), "method": method, "settings": {}}
+    if METHODS.get(method).scenarios == ("class",):
+        whole = tiny_rows("table", range(26))
+        for role, gone in (("forget", True), ("retain", False)):
+            whole.filter(lambda row, gone=gone: (row["label"] == "ant") is gone).save_to_disk(
+                str(tmp_path / "of" / role)
+            )
+            recipe[role] = str(tmp_path / "of" / role)
+        recipe["scenario"] = "class"
     assert check(read_recipe(given=recipe), None).method is not None
