@@ -40,6 +40,8 @@ class Place:
         size: training examples, or None for the set's own number.
         scenario: name of the scenario.
         seed: of what is drawn to be forgotten.
+        chosen: file with the ids to forget, where these were chosen with the help of a model; the scenario is then
+            only a name.
     """
 
     dataset: str
@@ -47,11 +49,28 @@ class Place:
     size: int | None
     scenario: str
     seed: int
+    chosen: str | None = None
 
     def request(self) -> tuple[DeletionRequest, Dataset, Dataset]:
         """Return the request, the training set and the test set."""
         train, test = read_data(self.dataset, self.where, self.size)
+        if self.chosen is not None:
+            return chosen_request(Path(self.chosen), self.scenario, train, test), train, test
         return make_request(self.dataset, self.scenario, train, test, self.seed), train, test
+
+
+def chosen_request(file: Path, name: str, train: Dataset, test: Dataset) -> DeletionRequest:
+    """Return the request to forget the examples whose ids a file lists.
+
+    Args:
+        file: JSON with a list ``ids``.
+        name: of the request.
+        train, test: the sets; the test set is the holdout set.
+    """
+    inside = set(json.loads(file.read_text(encoding="utf-8"))["ids"])
+    ids = list(train["id"])
+    forget, retain = ([i for i, one in enumerate(ids) if (one in inside) == take] for take in (True, False))
+    return DeletionRequest(train.select(forget), train.select(retain), test, scenario="examples", name=name)
 
 
 @dataclass(frozen=True)
