@@ -34,7 +34,7 @@ def test_a_finished_model_is_not_trained_again(models: dict[str, str], monkeypat
 
 def cell(models: dict[str, str], folder: Path, method: str, **settings: object) -> Cell:
     start = models["retrained" if method.startswith("retrain") else "original"]
-    return Cell(folder, Place("digits", None, 200, "class", 0), method, start, settings)
+    return Cell(folder, Place("digits", None, 200, "class", 0), method, start, models["retrained"], settings)
 
 
 def test_the_original_knows_and_the_retrained_model_does_not(models: dict[str, str], tmp_path: Path) -> None:
@@ -63,3 +63,4 @@ def test_what_fails_says_so(models: dict[str, str], tmp_path: Path) -> None:
     found = run_cell(cell(models, tmp_path / "d", "ssd", alpha=1e6))
     assert "alpha" in found["failed"]
     assert "ua" not in found
+    assert not (tmp_path / "d").exists()

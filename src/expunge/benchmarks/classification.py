@@ -87,12 +87,13 @@ def compare(mine: Sequence[Record], oracles: Sequence[Record]) -> Mapping[str, S
     return {"gap": each, "gap_of_means": [gap_of_means(mine, oracles)]}
 
 
-def plans_of(options: Any, known: Mapping[str, Any]) -> list[Plan]:
+def plans_of(options: Any, known: Mapping[str, Any], *, first: bool = False) -> list[Plan]:
     """Return one plan per data set.
 
     Args:
         options: those of a benchmark of this kind.
         known: the data sets that it has.
+        first: where no scenario is asked for, take the first of each data set instead of all.
 
     Raises:
         BadInput: unknown data sets, or a scenario that none of them has.
@@ -112,7 +113,9 @@ def plans_of(options: Any, known: Mapping[str, Any]) -> list[Plan]:
     given = nested(read_recipe(None, {"model": "-", "forget": "-"}, options.overrides).settings)
     plans = []
     for name in dict.fromkeys(there):
-        scenarios = tuple(s for s in known[name].scenarios if not options.scenario or s in options.scenario)
+        own = list(known[name].scenarios)
+        usual = own[:1] if first else own
+        scenarios = tuple(s for s in own if s in (options.scenario or usual))
         if not scenarios:
             what = f"{name} has none of {', '.join(options.scenario)}"
             problems.append(Problem("--scenario", what, f"it has {', '.join(known[name].scenarios)}"))

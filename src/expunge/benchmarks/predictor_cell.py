@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 
 from expunge.benchmarks.predictor_data import known_data, make_request, read_data
-from expunge.benchmarks.predictor_measures import measure_classifier
+from expunge.benchmarks.predictor_measures import measure_classifier, measure_regressor
 from expunge.errors import ExpungeError
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
@@ -126,6 +126,7 @@ class Cell:
         place: what is forgotten.
         method: id of a method, or one of ``MEASURED`` for a model that is only measured.
         model: the model to start from, or the one to measure.
+        oracle: the retrained model, which the predictions of regressors are compared with.
         settings: of the method and of training.
         trial: number of this trial, or None for a cell of the table.
     """
@@ -134,6 +135,7 @@ class Cell:
     place: Place
     method: str
     model: str
+    oracle: str
     settings: Mapping[str, Any]
     trial: int | None = None
 
@@ -142,7 +144,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     """Run a cell, or read its result if it is there.
 
     A method that cannot work on this request, or breaks down, gives a record with the key ``failed``: a table says so
-    instead of leaving it out.
+    instead of leaving it out. It is not kept, so that the cell is tried again the next time.
 
     Returns:
         The cell's numbers; also written to ``result.json``.
@@ -172,8 +174,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             if outcome.training is not None:
                 training |= {"steps": outcome.training.steps, "diverged": outcome.training.diverged}
     if not numbers:
-        numbers = measure_classifier(task, request, test, cell.place.seed)
+        if task.outcomes is None:
+            numbers = measure_regressor(task, Predictor.load(cell.oracle), request, test, cell.place.seed)
+        else:
+            numbers = measure_classifier(task, request, test, cell.place.seed)
     record = {**named, **numbers, **training}
+    if "failed" in record:
+        return record
     cell.folder.mkdir(parents=True, exist_ok=True)
     scratch = cell.folder / ".result.json"
     scratch.write_text(json.dumps(record, indent=1), encoding="utf-8")

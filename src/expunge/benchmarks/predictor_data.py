@@ -81,6 +81,13 @@ def _split(read: Callable[[str | Path | None], Dataset], folder: str | Path | No
     return everything.select([i for i in range(len(everything)) if i not in inside]), everything.select(test)
 
 
+def _housing(folder: str | Path | None) -> Dataset:
+    """With prices in thousands of dollars."""
+    found = known_sets.california_housing(folder)
+    prices = [price / 1000 for price in found["target"]]
+    return found.remove_columns("target").add_column("target", prices)
+
+
 def as_arrays(pictures: Dataset) -> Dataset:
     """Return a set whose pictures are (H, W, 3) arrays of bytes, decoded once instead of whenever they are read."""
     arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures["image"]])
@@ -204,12 +211,12 @@ CLASSIFICATION: Mapping[str, KnownData] = {
 
 REGRESSION: Mapping[str, KnownData] = {
     "california": KnownData(
-        "California housing, a region", "regressor", partial(_split, known_sets.california_housing), 8000,
+        "California housing (thousands of dollars)", "regressor", partial(_split, _housing), 8000,
         _table_regressor, {**_SCRATCH, "epochs": 30, "batch_size": 128, "learning_rate": 2e-3},
         {"group": partial(_group, "NEAR BAY", "group"), "random": _random}, "MLP with two hidden layers of 64",
     ),
     "abalone": KnownData(
-        "abalone, an age band", "regressor", partial(_split, known_sets.abalone), None, _table_regressor,
+        "abalone (rings)", "regressor", partial(_split, known_sets.abalone), None, _table_regressor,
         {**_SCRATCH, "epochs": 30, "batch_size": 64, "learning_rate": 2e-3},
         {"range": partial(_range, 1, 7), "random": _random}, "MLP with two hidden layers of 64",
     ),

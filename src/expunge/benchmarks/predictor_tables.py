@@ -170,12 +170,12 @@ def _trained(job: ModelJob) -> tuple[ModelJob, dict[str, Any]]:
 def _cell(
     plan: Plan, scenario: str, seed: int, method: str, model: Path, chosen: Mapping[str, Any], trial: int | None = None
 ) -> Cell:
-    place = plan.place(scenario, seed)
+    place, oracle = plan.place(scenario, seed), plan.model("retrained", scenario, seed)
     # Where the files are does not change what comes out.
     about = {"place": [place.dataset, place.size, scenario, seed], "m": method, "set": dict(chosen), "of": model.name}
     folder = plan.out / "cells" / f"{plan.dataset}-{scenario}-{method.replace(', ', '-').replace(' ', '-')}-{seed}"
     folder = folder.with_name(f"{folder.name}-{example_id(about)}")
-    return Cell(folder, place, method, str(model / "model"), chosen, trial)
+    return Cell(folder, place, method, str(model / "model"), str(oracle / "model"), chosen, trial)
 
 
 def _trial_cells(plan: Plan, methods: Mapping[str, Sequence[str]]) -> Iterator[Cell]:
