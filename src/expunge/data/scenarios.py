@@ -28,7 +28,7 @@ def luck(seed: int, identity: str) -> float:
 
 def drawn(examples: Dataset, count: int, seed: int) -> list[int]:
     """Return ``count`` indices drawn by (seed, id), so that the order of the set does not matter; ascending."""
-    ids = list(examples["id"])
+    ids = list(examples["id"][:])
     return sorted(sorted(range(len(ids)), key=lambda index: luck(seed, ids[index]))[:count])
 
 
@@ -153,7 +153,7 @@ def _column(examples: Dataset, column: str) -> list[Any]:
     if column not in examples.column_names:
         found = ", ".join(examples.column_names)
         raise BadInput(Problem(f"column '{column}'", f"is not there; there are {found}", "correct the name"))
-    return list(examples[column])
+    return list(examples[column][:])
 
 
 def _request(

@@ -88,8 +88,8 @@ class Units:
     def read(cls, train: Dataset, kind: Unit) -> Units:
         """Return the units of a training set."""
         if kind == "example":
-            return cls(kind, list(train["id"]), range(len(train)))
-        values = [str(value) for value in train[LABEL]]
+            return cls(kind, list(train["id"][:]), range(len(train)))
+        values = [str(value) for value in train[LABEL][:]]
         place = {name: k for k, name in enumerate(dict.fromkeys(values))}
         return cls(kind, list(place), [place[value] for value in values])
 
@@ -187,6 +187,9 @@ class ForgetSetSelector(ABC):
             seed: everything random follows from it.
             hold: what was kept of a search that was stopped.
             heard: is told of every step.
+
+        Raises:
+            BadInput: examples that the model cannot be given.
         """
 
     def _size_problems(self, train: Dataset) -> list[Problem]:
@@ -205,7 +208,7 @@ class ForgetSetSelector(ABC):
         if self.unit == "class" and taken > there - 2:
             return [Problem(where, f"{what}: one class would be left, nothing to tell apart", "give a smaller one")]
         if self.unit == "example" and LABEL in train.column_names:
-            classes = len({str(value) for value in train[LABEL]})
+            classes = len({str(value) for value in train[LABEL][:]})
             if taken > there - classes:
                 what += f": {there - taken} would be left for {classes} classes, so that one is emptied"
                 return [Problem(where, what, "give a smaller one, or forget classes: unit=class")]

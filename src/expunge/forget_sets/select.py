@@ -76,15 +76,13 @@ def select_forget_set(
     chosen = configured(selector, settings)
     problems = request_problems({"retain": train}) + chosen.problems(train, None if task is None else task.kind)
     problems = [Problem("training set", p.what, p.fix) if p.where == "retain" else p for p in problems]
-    if task is not None and chosen.needs_model and not problems:
-        task.encode(train)  # what the model cannot be given is said now
     if problems:
         raise BadInput(problems)
     units = Units.read(train, chosen.unit)
     before = None if task is None else task.cost.snapshot()
     choice = chosen.choose(train, units, task, seed, hold or Hold(), heard or (lambda done, of, values: None))
     count = chosen.count(units)
-    classes = [str(v) for v in train[LABEL]] if chosen.unit == "example" and LABEL in train.column_names else ()
+    classes = [str(v) for v in train[LABEL][:]] if chosen.unit == "example" and LABEL in train.column_names else ()
     taken = take(choice, units, count, classes)
     return ForgetSet(
         request=request_of(train, units, taken, unseen, f"{chosen.id} forget set"),
@@ -107,7 +105,7 @@ def request_of(train: Dataset, units: Units, taken: list[int], unseen: Dataset |
     holdout = unseen
     if unseen is not None and units.kind == "class":
         names = {units.names[unit] for unit in taken}
-        holdout = unseen.select([i for i, value in enumerate(unseen[LABEL]) if str(value) in names])
+        holdout = unseen.select([i for i, value in enumerate(unseen[LABEL][:]) if str(value) in names])
     return DeletionRequest(
         train.select(forget),
         train.select(retain),

@@ -65,7 +65,7 @@ class DeletionRequest:
         digest.update(f"{self.scenario}|{self.known_fraction}".encode())
         for role, examples in self.sets().items():
             digest.update(f"|{role}|".encode())
-            for identity in sorted(examples["id"]):
+            for identity in sorted(examples["id"][:]):
                 digest.update(identity.encode())
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
@@ -111,7 +111,7 @@ def request_problems(
             problems.append(Problem(role, "is empty", "give at least one example, or leave the set out"))
         first: dict[str, int] = {}
         repeats: list[tuple[int, int]] = []
-        for index, identity in enumerate(examples["id"]):
+        for index, identity in enumerate(examples["id"][:]):
             if not isinstance(identity, str) or not identity:
                 problems.append(
                     Problem(

@@ -46,7 +46,7 @@ class Outcome(ABC):
         if self.column not in examples.column_names:
             found = ", ".join(examples.column_names)
             raise BadInput(Problem(f"column '{self.column}'", f"is not there; there are {found}", fix))
-        return list(examples[self.column])
+        return list(examples[self.column][:])
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Reading:
                 problems += error.problems
         if problems:
             raise BadInput(problems)
-        return LabelledExamples(list(examples["id"]), parts[0], parts[1])
+        return LabelledExamples(list(examples["id"][:]), parts[0], parts[1])
 
 
 def reading_of(

@@ -73,7 +73,7 @@ class TableInputs(Inputs):
                 found = ", ".join(examples.column_names)
                 problems.append(Problem(f"column '{name}'", f"is not there; there are {found}", "correct the name"))
                 continue
-            values = list(values)
+            values = list(values[:])
             if all(value is None or _is_number(value) for value in values):
                 known = np.array([float(v) for v in values if v is not None and math.isfinite(v)])
                 if not len(known):
@@ -125,7 +125,7 @@ class TableInputs(Inputs):
                 found = ", ".join(examples.column_names)
                 problems.append(Problem(f"column '{name}'", f"is not there; there are {found}", "add it"))
                 continue
-            values = list(examples[name])
+            values = list(examples[name][:])
             if name in self.categories:
                 known = self.categories[name]
                 columns += [np.array([str(v) == kind for v in values], np.float32) for kind in known]

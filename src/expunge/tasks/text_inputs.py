@@ -55,7 +55,7 @@ class TextInputs(Inputs):
         if self.column not in examples.column_names:
             found = ", ".join(examples.column_names)
             raise BadInput(Problem("column 'text'", f"is not there; there are {found}", "name the texts 'text'"))
-        texts = list(examples[self.column])
+        texts = list(examples[self.column][:])
         wrong = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
         if wrong:
             what = f"{len(wrong)} text(s) are empty or no text: {some(wrong, partial(place, examples))}"
