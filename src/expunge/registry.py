@@ -13,16 +13,22 @@ import pkgutil
 from functools import cached_property
 from typing import Generic, TypeVar, cast
 
-from expunge.errors import BadInput
+from expunge.errors import BadInput, Problem
 
 T = TypeVar("T")
 
 
 def near_names(name: str, known: list[str]) -> str:
-    """Say which known names resemble a wrong one, or list them all when they are few."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
+    """Say which known names resemble a wrong one (case aside), or list them all when none does.
+
+    A name that is much less like it than the most like one is not named.
+    """
+    folded = {other.casefold(): other for other in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
+    likeness = [difflib.SequenceMatcher(None, other, name.casefold()).ratio() for other in close]
+    near = [folded[other] for other, like in zip(close, likeness, strict=True) if like > likeness[0] - 0.15]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(sorted(known))}"
 
 
@@ -69,5 +75,5 @@ class Registry(Generic[T]):
             BadInput: no such id; the message suggests near names.
         """
         if name not in self._classes:
-            raise BadInput(f"unknown {self.noun} '{name}': {near_names(name, self.names())}")
+            raise BadInput(Problem(self.noun, f"there is no '{name}'", near_names(name, self.names())))
         return self._classes[name]

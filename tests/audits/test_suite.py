@@ -75,8 +75,8 @@ def test_every_wrong_name_and_setting_is_said_before_any_compute(scripted: Calla
     text = str(error.value)
     assert "did you mean probability" in text
     assert "names 'membership' 2 times" in text
-    assert "has no setting 'kk'" in text
-    assert "k: Input should be less than or equal to 1 (got 7.0)" in text
+    assert "membership: kk: is not a setting -> did you mean k?" in text
+    assert "k: input should be less than or equal to 1 (given: 7.0)" in text
     assert "is not a file" in text
     assert "settings of 'rouge': is not run" in text
     assert not model.score_calls

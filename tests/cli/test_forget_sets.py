@@ -59,7 +59,7 @@ def test_what_is_wrong_is_an_exit_code_of_two(wine: str, tmp_path: Path) -> None
         (["worst_case", *common], "give --model MODEL"),
         (["random", *common, "--share", "0.5", "--count", "3"], "give one of them"),
         (["random", *common, "--set", "verdict.alpha=0.1"], "settings of audits"),
-        (["nosuch", *common], "unknown forget set selector"),
+        (["nosuch", *common], "forget set selector: there is no 'nosuch'"),
         (["--data", wine], "nothing says how to choose"),
     ):
         code, _, err = call(*args)

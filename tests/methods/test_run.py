@@ -39,7 +39,7 @@ def test_settings_of_a_configured_method_belong_to_it(task: CausalLM, request_: 
 
 
 def test_unknown_names_are_met_with_near_ones(task: CausalLM, request_: DeletionRequest) -> None:
-    with pytest.raises(BadInput, match="unknown method 'nop': did you mean npo"):
+    with pytest.raises(BadInput, match="there is no 'nop' -> did you mean npo"):
         unlearn(task, request_, "nop")
 
 

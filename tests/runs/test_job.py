@@ -238,9 +238,9 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(files: Any, tmp
     found = str(error.value)
     for part in (
         "learning_rat: is not a setting of npo or of training -> did you mean learning_rate",
-        "epochs: Input should be greater than 0",
+        "epochs: input should be greater than 0",
         "'ruge' is not an audit -> did you mean rouge",
-        "verdict.alfa: is not a setting of the verdict -> did you mean alpha",
+        "verdict.alfa: is not a setting -> did you mean alpha",
         "device: 'gpu' is not a device",
         "bad.jsonl",
         "line 2",

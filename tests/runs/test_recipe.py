@@ -81,6 +81,23 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         assert any(part in message for message in found), (part, found)
 
 
+def test_a_value_that_is_not_among_those_allowed_is_met_with_near_ones() -> None:
+    for wrong, fix in (("float23", "did you mean float32 or float16?"), ("half", "known: bfloat16, float16, float32")):
+        with pytest.raises(BadInput) as error:
+            read_recipe(None, {**NEEDED, "dtype": wrong})
+        said = f"input should be 'float32', 'bfloat16' or 'float16' (given: '{wrong}')"
+        assert messages(error) == [f"recipe: dtype: {said} -> {fix}"]
+
+
+def test_what_stands_in_a_file_that_cannot_be_read_is_not_missing(tmp_path: Path) -> None:
+    file = recipe_file(tmp_path, "model: m\nforget: f\nsettings: {epochs: 2\nmethod: npo\n")
+    with pytest.raises(BadInput) as error:
+        read_recipe(file, {"seed": -1})
+    found = messages(error)
+    assert [message.partition(": ")[0] for message in found] == [f"{file} line 4", "recipe"]
+    assert "seed" in found[1]
+
+
 def test_what_is_right_can_be_checked_beside_what_is_wrong() -> None:
     recipe, problems = try_read_recipe(None, {**NEEDED, "dtype": "float33", "method": "simnpo"})
     assert len(problems) == 1

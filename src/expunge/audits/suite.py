@@ -19,6 +19,7 @@ from expunge.errors import BadInput, Problem
 from expunge.registry import Registry, near_names
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.cost import Cost
+from expunge.training.settings import wrong_settings
 
 if TYPE_CHECKING:
     from expunge.tasks.causal_lm import CausalLM
@@ -132,15 +133,7 @@ def _make(audit: type[Audit], settings: Mapping[str, Any], problems: list[Proble
     try:
         return audit(audit.Config(**settings))
     except pydantic.ValidationError as error:
-        known = list(audit.Config.model_fields)
-        for detail in error.errors():
-            name = ".".join(map(str, detail["loc"])) or "settings"
-            if detail["type"] == "extra_forbidden":
-                fix = near_names(name, known) if known else "it has no settings"
-                problems.append(Problem(f"audit {audit.id}", f"has no setting '{name}'", fix))
-            else:
-                given = f" (got {detail['input']!r})" if detail["loc"] else ""
-                problems.append(Problem(f"audit {audit.id}, {name}", f"{detail['msg']}{given}", "change the value"))
+        problems += wrong_settings(audit.Config, error, f"audit {audit.id}: ")
         return None
 
 

@@ -26,7 +26,7 @@ from expunge.tasks.examples import EncodedExamples
 from expunge.training.loop import Progress, TrainResult, train
 from expunge.training.objective import Objective, Stream
 from expunge.training.probe import Probe
-from expunge.training.settings import Strict, TrainSettings
+from expunge.training.settings import Strict, TrainSettings, inner_settings, wrong_settings
 
 RemovalLevel = Literal["guard", "adapter", "approximate", "exact"]
 
@@ -324,9 +324,7 @@ def settle(method: type[Method], settings: Mapping[str, Any]) -> tuple[Method, T
         elif head in own and get_origin(method.Config.model_fields[head].annotation) is dict:
             mine[head] = {**mine.get(head, {}), rest: value}
         else:
-            problems.append(
-                Problem(key, f"is not a setting of {method.id} or of training", near_names(key, sorted(own | loop)))
-            )
+            problems.append(Problem(key, f"is not a setting of {method.id} or of training", _suggestion(key, own)))
     config = validate(method.Config, mine, method.id, problems)
     train_settings = validate(TrainSettings, theirs, "training", problems)
     if train_settings is not None:
@@ -345,14 +343,16 @@ def validate(model: type[Any], values: Mapping[str, Any], where: str, problems: 
     try:
         return model(**values)
     except ValidationError as error:
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            given = f" (given: {item['input']!r})" if item["type"] != "missing" else ""
-            fix = "see `expunge methods --json` for the fields"
-            if item["type"] == "extra_forbidden":
-                fix = near_names(str(item["loc"][-1]), list(model.model_fields))
-            problems.append(Problem(f"{where}: {key}", f"{item['msg']}{given}", fix))
+        problems += wrong_settings(model, error, f"{where}: ")
         return None
+
+
+def _suggestion(key: str, own: set[str]) -> str:
+    """Say which settings of the method or of training resemble a wrong key, those inside of others too."""
+    outer = own | set(TrainSettings.model_fields)
+    inside = {f"{name}.{inner}" for name in TrainSettings.model_fields for inner in inner_settings(TrainSettings, name)}
+    near = near_names(key, sorted(outer | inside))
+    return near if near.startswith("did you mean") else near_names(key, sorted(outer))
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

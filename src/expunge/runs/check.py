@@ -33,7 +33,7 @@ from expunge.tasks.factories import check_factory
 from expunge.tasks.loading import options_of, task_class
 from expunge.tasks.predictor import Predictor
 from expunge.tasks.reading import Reading, reading_of
-from expunge.training.settings import TrainSettings
+from expunge.training.settings import TrainSettings, wrong_settings
 from expunge.verdict import VerdictSettings
 
 T = TypeVar("T")
@@ -191,15 +191,7 @@ def _verdict(values: Mapping[str, Any], problems: list[Problem]) -> VerdictSetti
     try:
         return VerdictSettings(**values)
     except ValidationError as error:
-        for item in error.errors():
-            key = ".".join(map(str, item["loc"]))
-            if item["type"] == "extra_forbidden":
-                known = near_names(key, list(VerdictSettings.model_fields))
-                problems.append(Problem(f"verdict.{key}", "is not a setting of the verdict", known))
-            else:
-                problems.append(
-                    Problem(f"verdict.{key}", f"{item['msg']} (given: {item['input']!r})", "change the value")
-                )
+        problems += wrong_settings(VerdictSettings, error, "verdict.")
         return None
 
 

@@ -16,6 +16,7 @@ from expunge.registry import near_names
 from expunge.requests.request import Scenario
 
 _NO_METHOD = "audit judges a model however it was made; take this out"
+MISSING = "is missing"
 Role = Annotated[str, Field(pattern="^(forget|retain|holdout)$")]
 Command = Literal["unlearn", "audit"]
 # Parts of a recipe that a command does not use, and why.
@@ -115,6 +116,7 @@ def try_read_recipe(
     """
     problems: list[Problem] = []
     values, lines = _read_file(Path(file), problems) if file is not None else ({}, {})
+    unread = bool(problems) and not values
     for key, value in (given or {}).items():
         if value is not None and value != () and value != [] and value != {}:
             values[key] = value
@@ -129,6 +131,9 @@ def try_read_recipe(
             problems.append(Problem(where, f"is not used by `expunge {command}`", fix))
             values.pop(key)
     recipe, wrong = _validate(values, str(file) if file is not None else "", lines, problems)
+    if unread:
+        # What seems to be missing stands in the file that could not be read.
+        problems = [problem for problem in problems if problem.what != MISSING]
     if recipe is None:
         recipe, _ = _validate({k: v for k, v in values.items() if k not in wrong}, "", {}, [])
     return recipe, problems
@@ -151,11 +156,13 @@ def _validate(
             where = f"{file} line {line}, {key}" if line else f"recipe: {key}"
             if item["type"] == "missing":
                 fix = f"give --{key} or a recipe with it" if not file else f"add `{key}:` to {file}, or give --{key}"
-                problems.append(Problem(where, "is missing", fix))
+                problems.append(Problem(where, MISSING, fix))
             elif item["type"] == "extra_forbidden":
                 problems.append(Problem(where, "is not a part of a recipe", _whose(key)))
             else:
-                fix = Recipe.model_fields[parts[0]].description or "change the value"
+                fix = f"change it ({Recipe.model_fields[parts[0]].description})"
+                if item["type"] == "literal_error":
+                    fix = near_names(str(item["input"]), re.findall(r"'([^']*)'", item["msg"]))
                 problems.append(Problem(where, f"{_words(item['msg'])} (given: {item['input']!r:.80})", fix))
         return None, wrong
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from expunge.errors import Problem
+from expunge.registry import near_names
 
 
 class Strict(BaseModel):
@@ -84,3 +88,61 @@ class TrainSettings(Strict):
     )
     seed: int = Field(0, ge=0, description="everything random follows from it")
     stop: StopSettings = StopSettings()
+
+
+def wrong_settings(model: type[BaseModel], error: ValidationError, where: str = "") -> list[Problem]:
+    """Say in our own words what is wrong with settings, one problem for each.
+
+    Args:
+        model: the class of the settings that were to be made.
+        error: what it raised.
+        where: stands before the dotted name of each setting.
+    """
+    found: dict[str, tuple[type[BaseModel], list[Any]]] = {}
+    for item in error.errors():
+        key, owner = _setting_at(model, item["loc"])
+        found.setdefault(key, (owner, []))[1].append(item)
+    problems = []
+    for key, (owner, items) in found.items():
+        item = items[0]
+        prefix, dot, last = key.rpartition(".")
+        if item["type"] == "extra_forbidden":
+            known = [f"{prefix}{dot}{name}" for name in owner.model_fields]
+            fix = near_names(key, known) if known else "leave it out: there are none"
+            problems.append(Problem(f"{where}{key}", "is not a setting", fix))
+            continue
+        field = owner.model_fields.get(last)
+        about = f" ({field.description})" if field is not None and field.description else ""
+        # A value that is none of several kinds is one mistake.
+        said = ", or ".join(dict.fromkeys(one["msg"][:1].lower() + one["msg"][1:] for one in items))
+        given = "" if item["type"] == "missing" else f" (given: {item['input']!r:.80})"
+        problems.append(Problem(f"{where}{key}", f"{said}{given}", f"change it{about}"))
+    return problems
+
+
+def inner_settings(model: type[BaseModel], name: str) -> Iterable[str]:
+    """Return the names of the settings inside a setting; none where it is a plain value."""
+    inner = _class_in(model, name)
+    return () if inner is None else inner.model_fields
+
+
+def _setting_at(model: type[BaseModel], loc: Sequence[Any]) -> tuple[str, type[BaseModel]]:
+    """Return the dotted name of the setting that an error is about, and the class that has it, or lacks it.
+
+    Behind the name of a plain value come pydantic's own words for the members of a union, or a place in a list.
+    """
+    names: list[str] = []
+    for number, part in enumerate(loc):
+        names.append(str(part))
+        inner = _class_in(model, str(part))
+        if inner is None or number == len(loc) - 1:
+            break
+        model = inner
+    return ".".join(names), model
+
+
+def _class_in(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """Return the class of the settings that a field holds; None where it holds a plain value."""
+    field = model.model_fields.get(name)
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

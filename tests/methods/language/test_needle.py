@@ -105,7 +105,7 @@ def test_it_goes_after_another_method(make_task: MakeTask, request_: DeletionReq
     [
         ({"after": "needle"}, "'needle' leaves no changed weights"),
         ({"after": "in_context"}, "'in_context' leaves no changed weights"),
-        ({"after": "npoo"}, "unknown method 'npoo'.*npo"),
+        ({"after": "npoo"}, "there is no 'npoo'.*npo"),
         ({"after": "npo", "after_settings": {"betta": 1}}, "betta.*beta"),
         ({"strength": 0.0, "ascent_steps": 0}, "both 0"),
         ({"file": Path("none.json")}, "cannot be read"),
