@@ -140,3 +140,17 @@ def test_adapters_are_refused(task: CausalLM, encode: Any) -> None:
     settings = TrainSettings(**{**SETTINGS.model_dump(), "lora": {"rank": 2}})
     with pytest.raises(BadInput, match="adapters are trained"):
         train(task, OBJECTIVE, streams(encode), settings, mask=some(task))
+
+
+def test_what_is_held_comes_back_whatever_happens_to_the_weights() -> None:
+    model = torch.nn.Linear(4, 3)
+    part = torch.zeros(3, 4, dtype=torch.bool)
+    part[0] = True
+    before = model.weight.detach().clone()
+    masked = MaskedWeights(model, {"weight": part, "bias": None})
+    with masked.held(), torch.no_grad():
+        model.weight.mul_(2.0)
+        model.bias.fill_(7.0)
+    assert torch.equal(model.weight[0], before[0] * 2)
+    assert torch.equal(model.weight[1:], before[1:])
+    assert bool((model.bias == 7).all())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
+from filelock import FileLock
 from torch import nn
 
 from expunge.audits.classification.accuracies import accuracy, unlearning_accuracy
@@ -77,16 +78,21 @@ class ClassifierWorld:
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         if key in self._models:
             return self._models[key]
-        place = self.folder / f"classifier-{key}" if self.folder else None
-        if place is not None and place.is_dir():
-            self._models[key] = self.start.load_like(place)
-        else:
-            settings = {**self.recipe, "seed": seed}
-            model = unlearn(self.start, DeletionRequest(self.test, examples), "retrain", settings=settings).model
-            self._models[key] = predictor(model)
-            if place is not None:
-                model.save(place)
+        if self.folder is None:
+            self._models[key] = self._train(examples, seed)
+            return self._models[key]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / f"classifier-{key}"
+        # Another reproduction may want the same model at the same time: one trains, the other waits.
+        with FileLock(self.folder / f".classifier-{key}.lock"):
+            if not place.is_dir():
+                self._train(examples, seed).save(place)
+        self._models[key] = self.start.load_like(place)
         return self._models[key]
+
+    def _train(self, examples: Dataset, seed: int) -> Predictor:
+        settings = {**self.recipe, "seed": seed}
+        return predictor(unlearn(self.start, DeletionRequest(self.test, examples), "retrain", settings=settings).model)
 
     @cached_property
     def sets(self) -> Mapping[str, LabelledExamples]:

@@ -356,6 +356,9 @@ class _Run:
                 # The weights of the newest checkpoint have just given a finite loss: older ones can go.
                 remove_older(self.folder / "checkpoints")
             self._descend(optimizer, rate)
+            if turn == 0 and self.objective.penalty is not None:
+                with self.masked.held():
+                    self.objective.penalty.after_step(self.trained, rate, number / self.plan.total)
             values |= found
             norms.append(norm)
         self._move("step", step.epoch)

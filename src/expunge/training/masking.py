@@ -7,7 +7,8 @@ is exactly zero, and weight decay is applied here, to the chosen entries only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,6 +83,15 @@ class MaskedWeights:
                 parameter = self._parameters[name]
                 if parameter.grad is not None:
                     parameter.grad += torch.where(mask, weight_decay * parameter, 0.0)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put entries that may not move back after whatever the enclosed code does to the weights."""
+        before = {name: self._parameters[name].detach().clone() for name in self.masks}
+        yield
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                self._parameters[name].copy_(torch.where(mask, self._parameters[name], before[name]))
 
     def release(self, model: nn.Module) -> None:
         """Let the frozen parameters require gradients again.

@@ -128,6 +128,14 @@ class Penalty(ABC):
             Its value, a scalar.
         """
 
+    def after_step(self, weights: Mapping[str, Tensor], rate: float, done: float) -> None:  # noqa: B027 - few need it
+        """Change the weights after an optimiser step, as proximal operators do; nothing by default.
+
+        Args:
+            weights, done: as in ``add_gradient``.
+            rate: the learning rate of the step.
+        """
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -239,6 +247,19 @@ class Objective:
         ordered = [tuple(s for s in self.streams() if s in g) for g in groups]
         ordered.sort(key=lambda g: self.streams().index(g[0]))
         return [(g, tuple(t for t in self.active() if set(t.streams) <= set(g))) for g in ordered]
+
+
+@torch.no_grad()
+def shrink_towards(weight: Tensor, centre: Tensor | float, threshold: float) -> None:
+    """Move a weight towards a centre by at most ``threshold`` in each entry, in place: the proximal operator of l1.
+
+    Args:
+        weight: any shape.
+        centre: of the same shape, or a number.
+        threshold: entries nearer than this end exactly at the centre.
+    """
+    away = weight - centre
+    weight.copy_(centre + away.sign() * (away.abs() - threshold).clamp_min(0.0))
 
 
 def nll(statistics: Statistics) -> Tensor:

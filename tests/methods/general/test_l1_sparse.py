@@ -8,6 +8,7 @@ import torch
 from expunge.methods.general.l1_sparse import L1, L1SparseConfig
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
+from expunge.selections.random import Random, RandomConfig
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -49,3 +50,24 @@ def test_weights_become_smaller_and_the_penalty_is_logged(tiny_predictor: Any, t
         assert record["loss"] == pytest.approx(record["loss/l1"] + record["loss/retain_nll"])
         norms.append(sum(float(p.abs().sum()) for _, p in done.model.named_parameters()))
     assert norms[1] < 0.8 * norms[0]
+
+
+def test_proximal_steps_end_exactly_at_zero_and_respect_a_selection(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("table")
+    request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(10, 30)))
+    settings = {"gamma": 0.05, "constant": True, "epochs": 60, "learning_rate": 0.2, "optimizer": "sgd", "warmup": 0.0}
+
+    def zeros(model: Any) -> int:
+        return sum(int((p == 0).sum()) for _, p in model.named_parameters())
+
+    plain = unlearn(task, request, "l1_sparse", settings=settings).model
+    proximal = unlearn(task, request, "l1_sparse", settings={**settings, "proximal": True}).model
+    assert zeros(proximal) > zeros(plain) + 20
+    chosen = Random(RandomConfig(share=0.5)).build(task, request, 0)
+    select = {"select.by": "random", "select.share": 0.5}
+    masked = unlearn(task, request, "l1_sparse", settings={**settings, "proximal": True, **select}).model
+    for (name, new), (_, old) in zip(masked.named_parameters(), task.named_parameters(), strict=True):
+        part = chosen[name]
+        assert part is not None
+        assert torch.equal(new[~part], old[~part])
+        assert not torch.equal(new[part], old[part])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod
 from expunge.tasks.kinds import KINDS
-from expunge.training.objective import Objective, Penalty, Term, nll
+from expunge.training.objective import Objective, Penalty, Term, nll, shrink_towards
 
 
 class L1SparseConfig(MethodConfig):
@@ -22,6 +22,9 @@ class L1SparseConfig(MethodConfig):
         0.0, ge=0, lt=1, description="last share of the run without the penalty; before, it falls linearly to zero"
     )
     constant: bool = Field(False, description="keep the weight of the penalty as it is throughout")
+    proximal: bool = Field(
+        False, description="shrink weights after each step instead of adding to gradients: many end exactly at zero"
+    )
 
 
 class L1(Penalty):
@@ -48,14 +51,18 @@ class L1(Penalty):
         gamma = self.gamma(done)
         value = torch.zeros((), device=next(iter(weights.values())).device)
         for weight in weights.values():
-            pull = gamma * weight.sign()
-            if weight.grad is None:
-                weight.grad = pull
-            else:
-                weight.grad += pull
+            if not self.config.proximal:
+                pull = gamma * weight.sign()
+                weight.grad = pull if weight.grad is None else weight.grad + pull
             norm = weight.abs().sum()
             value = value + gamma * (norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         return value
+
+    def after_step(self, weights: Mapping[str, Tensor], rate: float, done: float) -> None:
+        """With ``proximal``: ``theta <- sign(theta) max(|theta| - rate gamma, 0)``."""
+        if self.config.proximal:
+            for weight in weights.values():
+                shrink_towards(weight, 0.0, rate * self.gamma(done))
 
 
 class L1Sparse(ObjectiveMethod):
@@ -63,7 +70,8 @@ class L1Sparse(ObjectiveMethod):
 
     gamma_t falls linearly from gamma to 0 over the run (or over its first ``1 - free_share``). With AdamW the pull of a
     weight that nothing else moves does not shrink with gamma; the authors use SGD. Weights become small, none exactly
-    zero: the subgradient makes them oscillate around it.
+    zero: the subgradient makes them oscillate around it. With ``proximal`` they are shrunk after each step instead, and
+    those that nothing else holds end exactly at zero.
 
     Source: Jia et al. 2023, section 4.3; ``FT_l1`` of the authors' code.
     """
