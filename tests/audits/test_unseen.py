@@ -7,7 +7,9 @@ import pytest
 from datasets import Dataset
 
 from expunge.audits.observations import Observations
+from expunge.audits.suite import select_audits
 from expunge.audits.unseen import add_test_set, unseen_sets
+from expunge.errors import BadInput
 from expunge.requests.request import DeletionRequest
 
 
@@ -62,3 +64,9 @@ def test_a_test_set_is_read_once_for_all(tiny_predictor: Callable, tiny_rows: Ca
     test, _ = unseen_sets(seen, "unlearned")
     assert test is not None
     assert len(test) == 5
+
+
+def test_a_test_set_that_is_not_there_is_refused_with_the_settings(tmp_path: Path) -> None:
+    for audit in ("accuracies", "svc_mia", "threshold_mia"):
+        with pytest.raises(BadInput, match=r"absent\.csv' is not there"):
+            select_audits([audit], {audit: {"test": str(tmp_path / "absent.csv")}}, "image_classifier")

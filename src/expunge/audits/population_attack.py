@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from pydantic import Field
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
 from expunge.audits.intervals import mean_interval
 from expunge.audits.observations import Observations
-from expunge.audits.unseen import NO_TEST, TEST, add_test_set, unseen_sets
+from expunge.audits.unseen import NO_TEST, TEST, TestSet, add_test_set, unseen_sets
 from expunge.audits.values import Values
 from expunge.tasks.kinds import CLASSIFIERS
 from expunge.tasks.predictions import Predictions
@@ -73,7 +72,7 @@ class PopulationAttackConfig(AuditConfig):
 
     parity: bool = Field(False, description="the released behaviour, where it differs; see the audit")
     most: int = Field(2000, ge=2, description="members and non-members the attack learns from, each, at most")
-    test: Path | None = Field(None, description="examples that no model saw, as for the audit accuracies")
+    test: TestSet = Field(None, description="examples that no model saw, as for the audit accuracies")
 
 
 class PopulationAttack(Audit):

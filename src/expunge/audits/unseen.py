@@ -7,13 +7,25 @@ that class are a set of their own. A request has one holdout set; a further role
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from expunge.audits.observations import Observations
 from expunge.tasks.predictions import Predictions, joined
 
 TEST = "test"
+
+
+def _is_there(path: Path | None) -> Path | None:
+    if path is not None and not path.expanduser().exists():
+        raise ValueError(f"'{path}' is not there; give a file or folder of labelled examples")
+    return path
+
+
+# A setting that names a test set; a wrong name is found before any work.
+TestSet = Annotated[Path | None, AfterValidator(_is_there)]
 NO_TEST = "no unseen examples beyond those to forget; give a test set (audits.accuracies.test)"
 
 

@@ -72,6 +72,7 @@ def as_dict(report: RunReport, folder: Path | None) -> dict[str, Any]:
 def show_report(report: RunReport, folder: Path | None, as_json: bool, **more: Any) -> None:
     """Print verdict, main numbers, cost and where everything is; ``more`` goes into the JSON form only."""
     from expunge.reports import wording
+    from expunge.reports.field_table import TITLE, field_table, in_words
     from expunge.reports.report import LEVELS
 
     if as_json:
@@ -102,6 +103,10 @@ def show_report(report: RunReport, folder: Path | None, as_json: bool, **more: A
             ],
             numbers=(2, 3, 4),
         )
+    columns, numbers = field_table(report, list(report.models))
+    if columns:
+        words = in_words(columns, numbers, intervals=False)
+        show_table(TITLE, [column.title for column in columns], words, numbers=range(1, len(columns)))
     spent = [f"{stage} {wording.duration(cost.get('seconds'))}" for stage, cost in report.cost.items()]
     if spent:
         show(f"Time: {', '.join(spent)}")

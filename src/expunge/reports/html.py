@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from expunge.audits.base import Estimate, Finding, Table
 from expunge.reports import plots, small_plots, svg, wording
+from expunge.reports.field_table import field_table, in_words
 from expunge.reports.report import LEVELS, RunReport, Sample, to_plain, write_text
 
 FIRST_SAMPLES = 8
@@ -100,6 +101,7 @@ def render_html(report: RunReport) -> str:
         hint = "Every point is one audit during training. The star is the checkpoint that became the result."
         figures.append(_figure("The way from knowing to forgetting", hint, plots.draw_path(training), "path"))
     views = [_finding(report, finding, models, colours) for finding in report.findings]
+    columns, rows = field_table(report, models)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -111,6 +113,7 @@ def render_html(report: RunReport) -> str:
             retained=wording.retained_headline(report),
             level=LEVELS[report.removal_level],
             views=views,
+            field=([column.title for column in columns], in_words(columns, rows)),
             tests=_tests(report),
             reasons=_reasons(report),
             figures=figures,

@@ -10,7 +10,6 @@ Source: Jia et al. 2023, Model Sparsity Can Simplify Machine Unlearning (arXiv:2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
 from expunge.audits.intervals import mean_interval
 from expunge.audits.observations import Observations
 from expunge.audits.population_attack import in_percent
-from expunge.audits.unseen import NO_TEST, TEST, add_test_set, unseen_sets
+from expunge.audits.unseen import NO_TEST, TEST, TestSet, add_test_set, unseen_sets
 from expunge.tasks.kinds import CLASSIFIERS
 from expunge.tasks.predictions import Predictions
 
@@ -66,7 +65,7 @@ class Accuracies(Audit):
     class Config(AuditConfig):
         """Settings of the accuracies."""
 
-        test: Path | None = Field(
+        test: TestSet = Field(
             None, description="examples that no model saw, of all that is kept; needed when a class is forgotten"
         )
 
