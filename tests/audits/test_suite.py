@@ -142,3 +142,11 @@ def test_result_knows_its_cost_and_answers(models: dict[str, CausalLM], request_
     assert result.titles["rouge"] == AUDITS.get("rouge").title
     with pytest.raises(KeyError):
         result.finding("membership")
+
+
+def test_some_audits_run_for_their_scenario_without_being_asked() -> None:
+    def chosen(scenario: str, kind: str = "image_classifier") -> set[str]:
+        return {audit.id for audit in select_audits(None, None, kind, scenario)}
+
+    assert chosen("corrupted") - chosen("examples") == {"corrected_accuracy"}
+    assert chosen("corrupted", "causal_lm") == chosen("examples", "causal_lm")

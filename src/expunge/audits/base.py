@@ -164,6 +164,7 @@ class Audit(ABC):
             roles and fields that are not there are passed over.
         generates: which roles it needs greedy generations for.
         default: whether it runs when nobody asks for it by name.
+        scenarios: kinds of request for which it runs without being asked, although it is no default.
         paper: where the audit comes from.
         config: the settings it was made with.
     """
@@ -175,6 +176,7 @@ class Audit(ABC):
     reads: ClassVar[tuple[tuple[str, str], ...]] = ()
     generates: ClassVar[tuple[str, ...]] = ()
     default: ClassVar[bool] = True
+    scenarios: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str]
     Config: ClassVar[type[AuditConfig]] = AuditConfig
 

@@ -77,14 +77,16 @@ def select_audits(
     audits: Sequence[str | Audit] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     kind: str = "causal_lm",
+    scenario: str = "examples",
 ) -> list[Audit]:
     """Return the audits to run, with their settings validated.
 
     Args:
-        audits: names or instances; by default every audit that serves the kind of model and runs by default, and
-            those that ``settings`` names.
+        audits: names or instances; by default every audit that serves the kind of model and runs by default, for all
+            requests or for those of this scenario, and those that ``settings`` names.
         settings: audit name -> setting -> value.
         kind: kind of model.
+        scenario: of the request.
 
     Returns:
         The audits, in the order given, by name if none was given.
@@ -95,7 +97,9 @@ def select_audits(
     settings = dict(settings or {})
     if audits is None:
         chosen: list[str | Audit] = [
-            c.id for c in AUDITS.classes() if kind in c.tasks and (c.default or c.id in settings)
+            c.id
+            for c in AUDITS.classes()
+            if kind in c.tasks and (c.default or scenario in c.scenarios or c.id in settings)
         ]
     else:
         chosen = list(audits)
@@ -168,7 +172,7 @@ def run_audits(
     """
     started = time.perf_counter()
     kind = next((model.kind for model in models.values()), "causal_lm")
-    chosen = select_audits(audits, settings, kind)
+    chosen = select_audits(audits, settings, kind, request.scenario)
     seen = Observations(models, request, extra=extra, limits=limits, max_new_tokens=max_new_tokens, seed=seed)
     for audit in chosen:
         audit.prepare(seen)

@@ -93,6 +93,7 @@ class CorrectedAccuracy(Audit):
     tasks: ClassVar[tuple[str, ...]] = CLASSIFIERS
     reads = (("forget", "prediction"), ("holdout", "prediction"))
     default = False
+    scenarios = ("corrupted",)
     paper = "Goel et al. 2024, Corrective Machine Unlearning (arXiv:2402.14015)"
 
     class Config(AuditConfig):
