@@ -19,6 +19,18 @@ def test_forget_and_retain_are_the_training_set(examples: Dataset) -> None:
     assert found.settings == {"share": 0.2, "count": None, "unit": "example"}
 
 
+def test_unseen_examples_are_a_control_only_for_what_is_like_them(examples: Dataset, learnt: Predictor) -> None:
+    train, unseen = examples.select(range(80)), examples.select(range(80, 90))
+    drawn = select_forget_set(train, "random", unseen=unseen)
+    chosen = select_forget_set(train, "margin", learnt, unseen=unseen)
+    classes = select_forget_set(train, "margin", learnt, unseen=unseen, settings={"unit": "class", "count": 1})
+    assert drawn.request.holdout is not None
+    assert (drawn.test, chosen.request.holdout, classes.test) == (None, None, None)
+    assert chosen.test is not None
+    assert list(chosen.test["id"]) == list(unseen["id"])
+    assert set(classes.request.holdout["label"]) == set(classes.request.forget["label"])  # type: ignore[index]
+
+
 def test_a_configured_selector_takes_no_settings() -> None:
     chosen = Random()
     assert configured(chosen) is chosen

@@ -44,16 +44,20 @@ def test_what_is_written_can_be_forgotten_by_any_method(files: dict[str, str], t
     done = write_forget_set("worst_case", out=tmp_path / "set", settings=QUICK, **files)  # type: ignore[arg-type]
     train = read_labelled(files["data"], "image")
     sets = {role: read_labelled(path, "image") for role, path in done.to_dict()["files"].items()}
-    assert {role: len(examples) for role, examples in sets.items()} == {"forget": 8, "retain": 32, "holdout": 12}
+    assert {role: len(examples) for role, examples in sets.items()} == {"forget": 8, "retain": 32, "test": 12}
     assert sorted([*sets["forget"]["id"], *sets["retain"]["id"]]) == sorted(train["id"]), "ids survive"
     best = sorted(done.found["scores"], key=done.found["scores"].get)[-8:]
     assert set(best) == set(sets["forget"]["id"])
     assert not (tmp_path / "set" / SEARCH).exists()
-    given = {"model": files["model"], "method": "finetune", "audits": ["prediction_loss"]}
+    given = {"model": files["model"], "method": "finetune", "audits": ["prediction_loss", "accuracies"]}
     recipe = read_recipe(tmp_path / "set/request.yaml", given, ["epochs=1"])
     run = run_job(recipe, tmp_path / "run")
     assert run is not None
     assert run.report.request.fingerprint == done.found["fingerprint"]
+    assert run.report.verdict is not None
+    assert run.report.verdict["result"] == "inconclusive", "unseen examples are no control for what was chosen"
+    (accuracies,) = [f for f in run.report.findings if f.audit == "accuracies"]
+    assert accuracies.estimates["unlearned"]["ta"].n == 12
 
 
 def test_a_stopped_search_goes_on_and_a_finished_one_is_not_done_again(

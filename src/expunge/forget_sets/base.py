@@ -107,6 +107,8 @@ class ForgetSet:
         scores: unit -> its score, the highest were taken; empty where nothing is scored.
         history: numbers of each step of the search.
         cost: what was spent on choosing.
+        test: unseen examples that are no control, because what was chosen is harder or easier than they are; the
+            request then has no holdout set, and only a retrained model is a yardstick.
     """
 
     request: DeletionRequest
@@ -117,6 +119,7 @@ class ForgetSet:
     scores: Mapping[str, float] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
+    test: Dataset | None = None
 
 
 class ForgetSetSelector(ABC):
@@ -127,6 +130,7 @@ class ForgetSetSelector(ABC):
         title: one line on what it chooses.
         tasks: kinds of model it can ask; empty for every kind.
         needs_model: whether it asks a model at all.
+        like_unseen: whether unseen examples are like the examples that it takes, so that they are a control for them.
         paper: source.
         Config: its settings.
     """
@@ -135,6 +139,7 @@ class ForgetSetSelector(ABC):
     title: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ()
     needs_model: ClassVar[bool] = False
+    like_unseen: ClassVar[bool] = False
     paper: ClassVar[str]
     Config: ClassVar[type[ForgetSetConfig]] = SizedConfig
 

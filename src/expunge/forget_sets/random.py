@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from datasets import Dataset
 
 from expunge.data.scenarios import luck
@@ -17,6 +19,7 @@ class Random(ForgetSetSelector):
     """
 
     id = "random"
+    like_unseen: ClassVar[bool] = True
     title = "units at random, as a control"
     paper = "Jia et al. 2023, Model Sparsity Can Simplify Machine Unlearning, arXiv:2304.04934 (random data forgetting)"
 

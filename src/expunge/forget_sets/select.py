@@ -64,8 +64,8 @@ def select_forget_set(
         selector: id (see ``expunge forget-sets``), or a configured selector.
         task: the model trained on all of it, for selectors that ask one; it is left as it is.
         settings: of the selector.
-        unseen: examples that the model never saw; they become the holdout set (those of the classes to be forgotten,
-            where classes are forgotten).
+        unseen: examples that the model never saw. They become the holdout set where they are like what is forgotten:
+            of a random choice, and of classes (those of the classes to be forgotten). Otherwise they are ``test``.
         seed: everything random follows from it.
         hold: goes on with a search that was stopped.
         heard: is told of every step of a search.
@@ -84,8 +84,9 @@ def select_forget_set(
     count = chosen.count(units)
     classes = [str(v) for v in train[LABEL][:]] if chosen.unit == "example" and LABEL in train.column_names else ()
     taken = take(choice, units, count, classes)
+    alike = chosen.like_unseen or units.kind == "class"
     return ForgetSet(
-        request=request_of(train, units, taken, unseen, f"{chosen.id} forget set"),
+        request=request_of(train, units, taken, unseen if alike else None, f"{chosen.id} forget set"),
         selector=chosen.id,
         settings=chosen.config.model_dump(mode="json"),
         count=len(taken),
@@ -93,6 +94,7 @@ def select_forget_set(
         scores=dict(zip(units.names, map(float, choice.scores), strict=True)),
         history=choice.history,
         cost={} if task is None or before is None else (task.cost - before).to_dict(),
+        test=None if alike else unseen,
     )
 
 

@@ -24,6 +24,8 @@ from expunge.runs.folder import RunFolder, writing
 from expunge.runs.models import model_path
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Recipe, differences, read_recipe, to_yaml
+from expunge.tasks.base import Task
+from expunge.tasks.kinds import CLASSIFIERS
 from expunge.tasks.loading import load_task
 from expunge.tasks.reading import Reading
 
@@ -37,8 +39,9 @@ class Written:
     """A forget set on disk.
 
     Attributes:
-        folder: holds ``forget.parquet``, ``retain.parquet``, ``holdout.parquet`` where there is one, ``request.yaml``
-            for ``expunge unlearn --recipe`` and ``forget_set.json``.
+        folder: holds ``forget.parquet``, ``retain.parquet``, ``holdout.parquet`` (or ``test.parquet``, see
+            ``ForgetSet.test``) where there is one, ``request.yaml`` for ``expunge unlearn --recipe`` and
+            ``forget_set.json``.
         found: what stands in ``forget_set.json``.
     """
 
@@ -149,8 +152,12 @@ def write_forget_set(
     for problem in labelled_preflight(result.request):
         if problem.severity == "warning":
             progress.warn(problem)
+    if result.test is not None:
+        what = "is easier or harder than what was chosen, so that it is a test set and no control"
+        fix = "compare with a model retrained without the set: --oracle MODEL"
+        progress.warn(Problem("holdout", what, fix, "warning"))
     progress.stage(f"writing {folder}")
-    return Written(folder, _write(files, state, result, recipe, label))
+    return Written(folder, _write(files, state, result, recipe, label, task))
 
 
 def _recipe(
@@ -249,10 +256,12 @@ def _hold(files: RunFolder) -> Hold:
     return Hold(load, lambda state: cast("None", files.write_json(SEARCH, state)))
 
 
-def _write(files: RunFolder, state: Mapping[str, Any], result: ForgetSet, recipe: Recipe, label: str) -> dict[str, Any]:
+def _write(
+    files: RunFolder, state: Mapping[str, Any], result: ForgetSet, recipe: Recipe, label: str, task: Task | None
+) -> dict[str, Any]:
     """Write the sets, then the recipe, then the result; the folder counts as finished only with the last."""
-    sets = result.request.sets()
-    for role in ("forget", "retain", "holdout"):
+    sets = {**result.request.sets(), **({} if result.test is None else {"test": result.test})}
+    for role in ("forget", "retain", "holdout", "test"):
         path = files / f"{role}.parquet"
         if role not in sets:
             path.unlink(missing_ok=True)
@@ -268,10 +277,13 @@ def _write(files: RunFolder, state: Mapping[str, Any], result: ForgetSet, recipe
             finally:
                 partial.unlink(missing_ok=True)
     request = {
-        "name": label, **{role: str(files / f"{role}.parquet") for role in sets}, "scenario": result.request.scenario,
+        "name": label, **{role: str(files / f"{role}.parquet") for role in sets if role != "test"},
+        "scenario": result.request.scenario,
         **{k: v for k, v in recipe.model_dump(mode="json", exclude_defaults=True).items()
            if k in ("factory", "augment", "max_length", "template", "chat", "dtype", "device")},
     }  # fmt: skip
+    if "test" in sets and task is not None and task.kind in CLASSIFIERS:
+        request["audit_settings"] = {"accuracies": {"test": str(files / "test.parquet")}}
     files.write_text(REQUEST, to_yaml(request))
     found = {
         "status": "done", **state, "scenario": result.request.scenario, "unit": result.unit, "count": result.count,
