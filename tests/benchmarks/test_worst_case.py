@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from expunge.audits.classification.average_gap import average_gap
-from expunge.benchmarks import predictor_tables, worst_case_sets
+from expunge.benchmarks import predictor_tables, worst_case, worst_case_sets
 from expunge.benchmarks.base import read_options
 from expunge.benchmarks.predictor_data import CLASSIFICATION
+from expunge.benchmarks.predictor_tables import Found
 from expunge.benchmarks.worst_case import WorstCaseBench, WorstCaseOptions
+from expunge.benchmarks.worst_case_sets import SetsPlan
 from expunge.errors import BadInput
 from expunge.runs.progress import Progress
 
@@ -48,20 +50,43 @@ def test_a_table_from_options_to_files(tmp_path: Path, monkeypatch: pytest.Monke
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "Average gap by forget set" in table
     assert "Retrained models" in table
+    assert "chosen for it on random sets" in table
     files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("sets-*/**/*.json")}
     run(tmp_path)
     assert files == {f: f.stat().st_mtime_ns for f in tmp_path.rglob("sets-*/**/*.json")}, "nothing is done again"
+
+
+def test_settings_are_chosen_on_random_sets_and_kept_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[str, ...], Any]] = []
+
+    def planned(plan: Any, distance: Any, progress: Any, fixed: Any = None) -> Found:
+        asked.append((plan.scenarios, fixed))
+        records = [{"scenario": s, "method": "retrain", "seed": 0} for s in plan.scenarios]
+        each = {s: {"finetune": {"learning_rate": 0.5}} for s in plan.scenarios}
+        empty: dict[str, Any] = {s: {} for s in plan.scenarios}
+        return Found(records, [], each, empty, empty)
+
+    monkeypatch.setattr(worst_case, "run_plan", planned)
+    plan = SetsPlan("digits", None, 60, ("worst_case", "random", "margin"), (), (0,), 3, {}, tmp_path, 1)
+    found = worst_case._carried_over(plan, Progress())
+    assert asked == [(("random",), None), (("worst_case", "margin"), {"finetune": {"learning_rate": 0.5}})]
+    assert [r["scenario"] for r in found.records] == ["worst_case", "random", "margin"]
+    assert list(found.settings) == ["worst_case", "random", "margin"]
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"dataset": ["digts"]}, "digits"),
-        ({"sets": ["worse"]}, "unknown forget set selector"),
+        ({"sets": ["worse"]}, "there is no 'worse'"),
         ({"select": ["nothing=1"]}, "none of the selectors"),
         ({"methods": ["fine"]}, "finetune"),
         ({"methods": ["unsir"]}, "unsir"),
         ({"share": 1.5}, "--share"),
+        ({"sets": ["margin"], "select": []}, "add random to --sets"),
+        ({"tune": "none"}, "--tune"),
     ],
 )
 def test_what_cannot_be_is_refused_before_work(given: dict[str, Any], words: str, tmp_path: Path) -> None:

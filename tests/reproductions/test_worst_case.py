@@ -53,7 +53,7 @@ def test_one_number_the_other_way_is_seen(change: dict[str, float], place: int) 
 def test_a_failed_collapse_says_why() -> None:
     (check,) = [c for c in WorstCaseReproduction().judge([numbers(gap_salun_worst=0.5)]) if not c.holds]
     assert "false labels" in check.claim
-    assert "small" in check.detail
+    assert "salun (UA 1.0)" in check.detail
 
 
 @pytest.mark.slow

@@ -115,19 +115,22 @@ def check_plan(plan: Plan) -> tuple[dict[str, list[str]], dict[str, dict[str, st
     return chosen, left_out
 
 
-def run_plan(plan: Plan, distance: Distance, progress: Progress) -> Found:
+def run_plan(
+    plan: Plan, distance: Distance, progress: Progress, fixed: Mapping[str, dict[str, Any]] | None = None
+) -> Found:
     """Train, try, run; what is finished is only read.
 
     Args:
         plan: what to run.
         distance: by which settings are chosen.
         progress: hears what is being done.
+        fixed: settings by method, where they were chosen elsewhere; nothing is tried then.
 
     Raises:
         BadInput: see ``check_plan``.
     """
     methods, left_out = check_plan(plan)
-    tuned = plan.count > 1
+    tuned = plan.count > 1 and fixed is None
     seconds = _train(plan, tuned, progress)
     settings: dict[str, dict[str, dict[str, Any]]] = {}
     tried: list[Record] = []
@@ -136,6 +139,9 @@ def run_plan(plan: Plan, distance: Distance, progress: Progress) -> Found:
         progress.stage(f"{plan.dataset}: {len(cells)} trials of settings")
         tried = _run(cells, plan.jobs, progress)
     for scenario, names in methods.items():
+        if fixed is not None:
+            settings[scenario] = {method: fixed[method] for method in names}
+            continue
         own = [r for r in tried if r["scenario"] == scenario]
         settings[scenario] = {m: _choose(m, own, trials(m, plan.count, plan.given), distance) for m in names}
     cells = list(_table_cells(plan, settings))

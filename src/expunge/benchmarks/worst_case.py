@@ -7,9 +7,9 @@ change of its average gap: each set has retrained models of its own, and these p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -21,6 +21,7 @@ from expunge.benchmarks.predictor_result import ORACLE, PredictorResult
 from expunge.benchmarks.predictor_settings import COMMON
 from expunge.benchmarks.predictor_tables import Found, check_plan, run_plan
 from expunge.benchmarks.worst_case_sets import SetsPlan, make_sets, selector_settings
+from expunge.errors import BadInput, Problem
 from expunge.reports.leaderboard import CellValue, Column, over_seeds, to_markdown
 from expunge.requests.request import example_id
 from expunge.runs.facts import hardware, now, versions
@@ -31,6 +32,11 @@ from expunge.runs.recipe import read_recipe
 METHODS = (
     "finetune", "cf_k", "l1_sparse", "scrub", "random_label", "boundary_shrink", "boundary_expand", "salun",
 )  # fmt: skip
+
+TUNED = {
+    "random": "Every method has the settings that were chosen for it on random sets, on all sets.",
+    "each": "Settings were chosen on each kind of set anew; where the original is as near as any, that is to do least.",
+}
 
 
 class WorstCaseOptions(BenchOptions):
@@ -51,6 +57,9 @@ class WorstCaseOptions(BenchOptions):
     )
     methods: tuple[str, ...] = Field(METHODS, min_length=1, description="Methods, separated by commas.")
     trials: PositiveInt = Field(3, description="Settings tried per method and set on a seed of their own; 1 for none.")
+    tune: Literal["random", "each"] = Field(
+        "random", description="Settings are chosen on random sets and kept for the others, or on each kind of set."
+    )
     size: PositiveInt | None = Field(None, description="Training examples; a number of each set's own if left out.")
     out: Annotated[Path, Flag(metavar="FOLDER")] = Field(
         Path("runs/worst_case"), description="Folder for models, sets and tables."
@@ -69,6 +78,9 @@ class WorstCaseBench(Benchmark[WorstCaseOptions]):
         sets = tuple(dict.fromkeys(options.sets))
         given = dict(read_recipe(None, {"model": "-", "forget": "-"}, options.select).settings)
         settings = selector_settings(sets, given, options.share)
+        if options.tune == "random" and "random" not in sets:
+            what = "is random, and there are no random sets to choose settings on"
+            raise BadInput(Problem("--tune", what, "add random to --sets, or give --tune each"))
         plain = plans_of(_AsClassification(options), CLASSIFICATION)
         for plan in plain:
             check_plan(plan)
@@ -78,15 +90,39 @@ class WorstCaseBench(Benchmark[WorstCaseOptions]):
         for plan in plain:
             own = SetsPlan(**{**vars(plan), "scenarios": sets, "out": out})
             chosen[plan.dataset] = make_sets(own, settings, progress)
-            found[plan.dataset] = run_plan(own, average_gap, progress)
+            if options.tune == "each":
+                found[plan.dataset] = run_plan(own, average_gap, progress)
+            else:
+                found[plan.dataset] = _carried_over(own, progress)
         facts = {
             "date": now(), "versions": versions(), "hardware": hardware(), "seeds": list(options.seeds),
             "trials": options.trials, "common": dict(COMMON), "overrides": list(options.overrides),
-            "size": options.size, "selectors": settings,
+            "size": options.size, "tune": options.tune, "selectors": settings,
         }  # fmt: skip
         result = WorstCaseResult("Forget sets", found, COLUMNS, compare, NOTES, facts, chosen)
         result.write(options.out)
         return result
+
+
+def _carried_over(plan: SetsPlan, progress: Progress) -> Found:
+    """Choose settings on random sets, and run the methods with them on all sets."""
+    first = run_plan(replace(plan, scenarios=("random",)), average_gap, progress)
+    others = tuple(name for name in plan.scenarios if name != "random")
+    if not others:
+        return first
+    rest = run_plan(replace(plan, scenarios=others), average_gap, progress, fixed=first.settings["random"])
+    order = {name: place for place, name in enumerate(plan.scenarios)}
+
+    def ordered(values: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(sorted(values.items(), key=lambda item: order[item[0]]))
+
+    return Found(
+        sorted([*first.records, *rest.records], key=lambda record: order[record["scenario"]]),
+        first.tried,
+        ordered({**first.settings, **rest.settings}),
+        ordered({**first.left_out, **rest.left_out}),
+        ordered({**first.retraining, **rest.retraining}),
+    )
 
 
 class _AsClassification:
@@ -156,7 +192,8 @@ class WorstCaseResult(PredictorResult):
             rows, columns = self.gaps(dataset)
             note = (
                 "Average gap of each method to the model retrained without the same set; then, paired over seeds, how "
-                "much larger it is than on random sets. 95 % interval of Student's t over seeds."
+                "much larger it is than on random sets. 95 % interval of Student's t over seeds. "
+                + TUNED[self.facts["tune"]]
             )
             parts.append(to_markdown(rows, columns, f"Average gap by forget set: {title}", [note]))
         return "\n".join([*parts, super().to_markdown()])

@@ -33,8 +33,8 @@ SETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 WIDTHS, OTHER_WIDTHS = (256, 256), (48, 48, 48)
 UNLEARNING: Mapping[str, Any] = {"epochs": 5, "batch_size": 64, "warmup": 0.0, "schedule": "constant"}
-# Learning rates that came closest to retraining on random sets of a seed of its own, among three for each method
-# (`expunge bench worst_case`): tuned where the field tunes, then confronted with other sets.
+# Learning rates that came closest to retraining on a random set of a seed that is not among these, of 1e-4, 3e-4, 1e-3
+# and 3e-3 for each method: tuned where the field tunes, then confronted with other sets.
 TRAINED: Mapping[str, Mapping[str, Any]] = {
     "finetune": {"learning_rate": 3e-3},
     "cf_k": {"learning_rate": 3e-3},
@@ -42,8 +42,9 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 }
 RELABELLED: Mapping[str, Mapping[str, Any]] = {
     "random_label": {"learning_rate": 1e-3},
-    "boundary_shrink": {"learning_rate": 1e-3},
-    "salun": {"learning_rate": 1e-3},
+    "boundary_shrink": {"learning_rate": 3e-4},
+    "boundary_expand": {"learning_rate": 1e-3},
+    "salun": {"learning_rate": 3e-3},
 }
 METHODS = {**TRAINED, **RELABELLED}
 
@@ -53,9 +54,10 @@ class WorstCaseReproduction(Reproduction):
 
     At random; by the bi-level search with steps along signs, and with the gradient taken through all steps; the same
     search turned round (easiest); and by the largest margin, a control that costs one forward pass. A model is
-    retrained without each set, and six methods forget it: three that train on what is kept and three that train on
-    false labels. Each is compared, by the average gap in UA, RA, TA and MIA-efficacy, with the model retrained without
-    the same set. Then a deeper and narrower network is retrained without the sets that the first one chose.
+    retrained without each set, and seven methods forget it: three that train on what is kept and four that train on
+    false labels, with the settings that were best on random sets. Each is compared, by the average gap in UA, RA, TA
+    and MIA-efficacy, with the model retrained without the same set. Then a deeper and narrower network is retrained
+    without the sets that the first one chose.
     """
 
     id = "worst_case"
@@ -147,18 +149,19 @@ class WorstCaseReproduction(Reproduction):
                 _gaps(runs, TRAINED),
             ),
         ]
-        collapsed = all(mean(runs, f"gap_{m}_worst") > mean(runs, f"gap_{m}_random") for m in RELABELLED)
         detail = _gaps(runs, RELABELLED)
-        if not collapsed:
+        spared = [m for m in RELABELLED if mean(runs, f"gap_{m}_worst") <= mean(runs, f"gap_{m}_random")]
+        if spared:
+            shown = ", ".join(f"{m} (UA {mean(runs, f'ua_{m}_worst'):.1f})" for m in spared)
             detail += (
-                "; likely because the examples that are kept are trained on as well, and in a network this small teach "
-                "the true labels of easy examples again as fast as false ones are taught"
+                f"; {shown} leaves most of the set predicted, likely because the examples that are kept, which are "
+                "trained on as well, teach the true labels of easy examples again as fast as false ones are taught"
             )
         name = "methods that train on false labels fall further from retraining on the worst-case set, each on average"
         carried = below("transfer_ua", "worst")
         return [
             *checks,
-            Check(name, collapsed, detail),
+            Check(name, not spared, detail),
             Check(
                 "the set is as hard for another network, which did not choose it: UA below random sets' in every seed",
                 carried,
