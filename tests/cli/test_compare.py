@@ -65,7 +65,7 @@ def test_json_and_page(runs: list[str], tmp_path: Path) -> None:
     assert found["runs"][0]["result"] == "not removed"
     page = (tmp_path / "c.html").read_text()
     assert "0.250" in page
-    assert "http" not in page
+    assert "://" not in page
 
 
 def test_more_than_three_runs_still_fit(runs: list[str]) -> None:

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from expunge.audits.observations import Observations
 
 Status = Literal["measured", "no data", "crashed"]
+Family = Literal["behaviour", "membership", "parametric", "adversarial"]
+
+FAMILIES: dict[Family, str] = {
+    "behaviour": "what the model says and finds likely when it is asked as it is",
+    "membership": "whether an outsider can tell that the data was trained on",
+    "parametric": "what the weights and layers still hold",
+    "adversarial": "what comes back under attack: other wordings, prompts, rounding, a little fine-tuning",
+}
+"""The families of audits, in the order of a report, and what each looks at."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class Evidence:
             a holdout set.
         knowing_is: the direction in which a model that knows the data moves the statistic.
         groups: example id -> group (person, author) for cluster-robust intervals; empty where examples stand alone.
+        audit: id of the audit it comes from; "" where nobody said.
+        family: family of that audit. The suite fills in both.
     """
 
     statistic: str
@@ -81,6 +92,8 @@ class Evidence:
     control: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     knowing_is: Literal["high", "low"] = "high"
     groups: Mapping[str, str] = field(default_factory=dict)
+    audit: str = ""
+    family: Family = "behaviour"
 
 
 @dataclass(frozen=True)
@@ -165,6 +178,7 @@ class Audit(ABC):
         generates: which roles it needs greedy generations for.
         default: whether it runs when nobody asks for it by name.
         scenarios: kinds of request for which it runs without being asked, although it is no default.
+        family: what kind of look at a model it is; the verdict and reports say what each family found.
         paper: where the audit comes from.
         config: the settings it was made with.
     """
@@ -177,6 +191,7 @@ class Audit(ABC):
     generates: ClassVar[tuple[str, ...]] = ()
     default: ClassVar[bool] = True
     scenarios: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[Family] = "behaviour"
     paper: ClassVar[str]
     Config: ClassVar[type[AuditConfig]] = AuditConfig
 

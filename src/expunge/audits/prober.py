@@ -155,6 +155,7 @@ class Prober(Audit):
         roles: which example sets are asked.
     """
 
+    family = "adversarial"
     roles: ClassVar[tuple[str, ...]] = ("forget", "holdout")
 
     @abstractmethod

@@ -102,6 +102,7 @@ class Tamperer(Audit):
         starts_untouched: with no budget spent, a copy answers as its model does, so what was observed of that holds.
     """
 
+    family = "adversarial"
     shows: ClassVar[bool] = True
     takes: ClassVar[Reading] = "best"
     axis: ClassVar[str]

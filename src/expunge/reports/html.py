@@ -103,7 +103,7 @@ def render_html(report: RunReport) -> str:
     views = [_finding(report, finding, models, colours) for finding in report.findings]
     columns, rows = field_table(report, models)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -149,7 +149,8 @@ def model_order(report: RunReport) -> list[str]:
     return sorted(dict.fromkeys(named), key=rank)
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return what pages are made with: everything is escaped, what is not given is an error."""
     environment = Environment(
         loader=PackageLoader("expunge.reports"),
         autoescape=True,

@@ -63,11 +63,12 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """What a reader should know of an audit: the question that it asks, an optional sentence on it and its paper."""
+    """What a reader should know of an audit: its question, an optional sentence on it, its paper and its family."""
 
     title: str
     explanation: str = ""
     paper: str = ""
+    family: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from expunge.audits.base import Estimate
+from expunge.audits.suite import AUDITS
 from expunge.errors import BadInput, Problem
-from expunge.reports.leaderboard import CellValue, Column, page, render_table
+from expunge.reports.leaderboard import CellValue
 from expunge.reports.report import RunReport, to_plain
+from expunge.reports.side_by_side import SideBySide, render_side_by_side, side_by_side
 from expunge.reports.wording import NO_DATA, duration, number
 from expunge.runs.folder import REPORT_JSON
 
+HEADS = ("result", "retained", "method", "removal_level", "forget", "decided_by")
 # What a first look needs; ``every`` shows the rest.
 MAIN = (
     ("probability", "forget_probability"),
@@ -82,15 +85,17 @@ class RunComparison:
     Attributes:
         runs: in the order given.
         rows: verdict first, then numbers of the unlearned model, then cost.
+        side_by_side: what every audit said of each model, and what told them apart.
         warnings: why the runs may not be comparable.
     """
 
     runs: Sequence[ComparedRun]
     rows: Sequence[ComparedRow]
+    side_by_side: SideBySide
     warnings: Sequence[str] = field(default_factory=tuple)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values: one object per run, row key -> value."""
+        """Return everything as plain values: one object per run, row key -> value, and what every audit said."""
         return {
             "runs": [
                 {"name": run.name, "path": str(run.path)}
@@ -99,15 +104,15 @@ class RunComparison:
             ],
             "rows": [{"key": row.key, "title": row.title} for row in self.rows],
             "warnings": list(self.warnings),
+            "side_by_side": self.side_by_side.to_dict(),
         }
 
     def to_html(self) -> str:
-        """Return a page that needs nothing else: runs in rows, numbers in columns."""
-        columns = [Column("run", "Run"), *(Column(row.key, row.title, digits=row.digits) for row in self.rows)]
-        body = [{"run": run.name, **{row.key: row.cells.get(run.name) for row in self.rows}} for run in self.runs]
-        title = f"{len(self.runs)} runs side by side"
-        table = render_table(body, columns, title, self.warnings)
-        return page(title, table)
+        """Return a page that needs nothing else: verdicts, audits by family, what told the runs apart, numbers."""
+        shown = [row for row in self.rows if row.key not in HEADS and not row.key.startswith("family.")]
+        numbers = [(row.title, [row.text(run.name) for run in self.runs]) for row in shown]
+        reports = {run.name: run.report for run in self.runs}
+        return render_side_by_side(self.side_by_side, reports, numbers, self.warnings)
 
 
 def compare_runs(paths: Sequence[str | Path], *, every: bool = False) -> RunComparison:
@@ -121,7 +126,12 @@ def compare_runs(paths: Sequence[str | Path], *, every: bool = False) -> RunComp
         BadInput: every path that holds no report.
     """
     runs = read_runs(paths)
-    return RunComparison(runs, [*_heads(runs), *_numbers(runs, every), *_costs(runs)], warnings_of(runs))
+    if not runs:
+        raise BadInput(Problem("runs", "are none", "name at least one run folder"))
+    families = {audit.id: audit.family for audit in AUDITS.classes()}
+    said = side_by_side({run.name: run.report for run in runs}, families)
+    rows = [*_heads(runs, said), *_numbers(runs, every), *_costs(runs)]
+    return RunComparison(runs, rows, said, warnings_of(runs))
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[ComparedRun]:
@@ -166,7 +176,7 @@ def _free_name(folder: Path, taken: Sequence[str]) -> str:
     return f"{folder} ({len(taken) + 1})"
 
 
-def _heads(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
+def _heads(runs: Sequence[ComparedRun], said: SideBySide) -> list[ComparedRow]:
     def verdict(report: RunReport) -> str | None:
         return (report.verdict or {}).get("result")
 
@@ -179,7 +189,17 @@ def _heads(runs: Sequence[ComparedRun]) -> list[ComparedRow]:
         ComparedRow("method", "method", {r.name: r.report.method.name if r.report.method else None for r in runs}),
         ComparedRow("removal_level", "removal level", {run.name: run.report.removal_level for run in runs}),
         ComparedRow("forget", "examples to forget", {run.name: run.report.request.forget for run in runs}, 0),
+        ComparedRow("decided_by", "decided by", {card.name: card.decided for card in said.models}),
+        *(
+            ComparedRow(f"family.{family}", family, {run.name: _family(said, family, run.name) for run in runs})
+            for family in said.families
+        ),
     ]
+
+
+def _family(said: SideBySide, family: str, run: str) -> str:
+    found = said.family(family, run)
+    return f"{found.words} ({found.statistic.replace('_', ' ')})" if found.statistic else found.words
 
 
 def _numbers(runs: Sequence[ComparedRun], every: bool) -> list[ComparedRow]:

@@ -48,11 +48,13 @@ def model_summary(model: Any, path: str = "") -> ModelSummary:
 
 
 def audit_summaries(findings: Sequence[Finding]) -> dict[str, AuditSummary]:
-    """Return the question, a sentence and the paper of every audit that was run."""
+    """Return the question, a sentence, the paper and the family of every audit that was run."""
     known = set(AUDITS.names())
     found = {f.audit: AUDITS.get(f.audit) for f in findings if f.audit in known}
     return {
-        name: AuditSummary(audit.title, (inspect.getdoc(audit) or "").split("\n\n")[0].replace("\n", " "), audit.paper)
+        name: AuditSummary(
+            audit.title, (inspect.getdoc(audit) or "").split("\n\n")[0].replace("\n", " "), audit.paper, audit.family
+        )
         for name, audit in found.items()
     }
 

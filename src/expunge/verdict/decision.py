@@ -27,6 +27,7 @@ from expunge.verdict.equivalence import (
     p_different,
     p_equivalent,
 )
+from expunge.verdict.families import by_family, decisive
 from expunge.verdict.noise import Margin
 from expunge.verdict.result import LEVELS, Result, Retained, Row, Verdict
 from expunge.verdict.settings import VerdictSettings
@@ -67,6 +68,7 @@ def decide(
         reasons.insert(0, wording.held_by_weights(removal_level))
         reasons.insert(1, f"the tests alone, with the {removal_level} in place, say: {by_tests}")
     retained = _retained(retain_rows)
+    clearest = decisive(forget_rows)
     verdict = Verdict(
         result=result,
         by_tests=by_tests,
@@ -76,6 +78,8 @@ def decide(
         retained=retained,
         retained_need_n=_needed(retain_rows) if retained == "inconclusive" else None,
         rows=(*forget_rows, *retain_rows),
+        families=by_family(forget_rows),
+        decided_by=clearest.statistic if clearest else "",
         reasons=tuple(dict.fromkeys(reasons)),
         settings=settings,
     )
@@ -220,6 +224,7 @@ def _describe(c: Comparison, settings: VerdictSettings) -> Row:
         c.evidence.statistic, c.evidence.about, "not measured", n=c.n, units=c.units, baseline=c.baseline,
         unlearned=means.get("unlearned"), baseline_mean=means.get("baseline"), original=means.get("original"),
         margin=c.margin.value if c.margin else None, margin_source=c.margin.source if c.margin else "",
+        audit=c.evidence.audit, family=c.evidence.family,
     )  # fmt: skip
     if c.difference is None:
         return row

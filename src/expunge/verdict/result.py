@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from expunge.verdict.settings import VerdictSettings
+
+if TYPE_CHECKING:
+    from expunge.verdict.families import FamilyResult
 
 Result = Literal["removed", "not removed", "inconclusive"]
 Retained = Literal["kept", "damaged", "inconclusive", "not measured"]
@@ -35,6 +38,7 @@ class Row:
         p_equivalent_raw, p_different_raw: the same before adjustment.
         need_n: units that would be needed to show equivalence, where that is undecided; None where no n suffices.
         note: what else to know.
+        audit, family: of the audit that gave the evidence; "" where nobody said.
     """
 
     statistic: str
@@ -59,6 +63,8 @@ class Row:
     p_different_raw: float | None = None
     need_n: int | None = None
     note: str = ""
+    audit: str = ""
+    family: str = "behaviour"
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ class Verdict:
         retained_need_n, retained_sentence: the same for the retained knowledge.
         removal_level: as given.
         rows: one per piece of evidence.
+        families: what each family of audits says; see ``verdict.families``.
+        decided_by: the statistic that shows most clearly that the model is not like one that never knew; "" where none
+            does: every test agrees, none decides, or the removal level alone does.
         reasons: why the answer is what it is, and what it could not take into account.
         settings: as used.
     """
@@ -87,6 +96,8 @@ class Verdict:
     retained_need_n: int | None = None
     retained_sentence: str = ""
     rows: tuple[Row, ...] = ()
+    families: tuple[FamilyResult, ...] = ()
+    decided_by: str = ""
     reasons: tuple[str, ...] = ()
     settings: VerdictSettings = field(default_factory=VerdictSettings)
 
@@ -105,6 +116,8 @@ class Verdict:
             },
             "alpha": self.settings.alpha,
             "settings": self.settings.model_dump(),
+            "decided_by": self.decided_by,
+            "families": [asdict(family) for family in self.families],
             "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows],
             "notes": list(self.reasons),
         }

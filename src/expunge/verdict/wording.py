@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from expunge.verdict.families import decisive
+
 if TYPE_CHECKING:
     from expunge.verdict.decision import Row, Verdict
 
@@ -67,7 +69,8 @@ def retained_sentence(verdict: Verdict) -> str:
 def _not_removed(different: list[Row], tested: list[Row]) -> str:
     leaks = [row for row in different if row.direction == "leak"]
     oracle = any(row.baseline == "oracle" for row in different)
-    worst = max(leaks or different, key=lambda row: abs(row.remaining or 0))
+    worst = decisive(different)
+    assert worst is not None  # there is no such sentence without a difference
     largest = f"largest: {name(worst)} ({_against(worst)}"
     on = f"Not removed: on {len(leaks or different)} of {_tests(len(tested))} the model"
     if leaks:

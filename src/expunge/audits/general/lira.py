@@ -124,6 +124,7 @@ class Lira(Audit):
     id = "lira"
     title = "Do models trained with and without each example tell that the data was in the training set?"
     tasks = KINDS
+    family = "membership"
     needs = ("holdout",)
     reads = (("forget", "answer"), ("holdout", "answer"))
     default = False

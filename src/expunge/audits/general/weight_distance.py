@@ -72,6 +72,7 @@ class WeightDistance(Audit):
 
     id = "weight_distance"
     title = "How far did the weights move, and where?"
+    family = "parametric"
     tasks = KINDS
     needs = ("original",)
     paper = "Golatkar et al. 2020, Eternal Sunshine of the Spotless Net (arXiv:1911.04933)"

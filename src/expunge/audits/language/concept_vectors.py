@@ -8,20 +8,24 @@ does. Where no trace is found, the audit says so with its null and measures noth
 The intrinsic numbers compare the same places of two models, so they tell about a model that was edited. A model trained
 from other random weights has nothing at these places to compare; for it, read what is found anew.
 
+Statistic for the verdict, per concept: ``trace_jaccard``, the share of top tokens that the trace keeps, against that of
+the oracles, which have nothing there. It needs at least 8 traces and an oracle. It shows that what carried the
+knowledge was left alone; that it changed alone shows nothing, as units can be permuted.
+
 Source: Hong et al. 2024, Intrinsic Evaluation of Unlearning Using Parametric Knowledge Traces (arXiv:2406.11614). The
 damage is scaled by the vector's length (the paper's noise is 0.1 per coordinate at every width), and both signs count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from expunge.audits.base import Audit, AuditConfig, Estimate, Finding
+from expunge.audits.base import Audit, AuditConfig, Estimate, Evidence, Finding
 from expunge.audits.concept_report import SCALARS, damage_plots, missing_note, overview_table, vector_table
 from expunge.audits.concept_traces import OpenModel, Trace, best_cosines, compare_vectors
 from expunge.audits.concepts import Concept, published_concepts, requested_concepts
@@ -35,6 +39,7 @@ from expunge.selections.localisation import Judge, LocateSettings, concept_token
 from expunge.tasks.feed_forward import vectors_at
 
 SHOWN = 8  # top tokens that a table shows
+LEAST_TRACES = 8  # the verdict calls nothing equivalent on fewer units
 INTRINSIC = ("jaccard", "jaccard_same_head", "cosine", "l2", "matched_cosine", "random_jaccard", "random_cosine")
 
 
@@ -60,6 +65,7 @@ class ConceptVectors(Audit):
 
     id = "concept_vectors"
     title = "Are the vectors that carried the concept still there?"
+    family = "parametric"
     default = False
     needs = ("original", "retain")
     generates = ("forget", "retain")
@@ -125,6 +131,7 @@ class ConceptVectors(Audit):
             self.id,
             scalars=SCALARS,
             estimates={name: self._estimates(seen, name, measured[name], traces) for name in seen.models},
+            evidence=_evidence(seen, measured),
             plots=damage_plots({name: measured[name] for name in seen.models}, self.config.strengths) if found else [],
             tables=[overview_table(traces), *(vector_table(trace, original, measured["unlearned"]) for trace in found)],
             attempted={
@@ -281,3 +288,14 @@ class ConceptVectors(Audit):
             for metric, values in ((f"rouge_{about}", rouge), (f"bleu_{about}", bleu)):
                 out[metric] = mean_interval(values, seed=seen.seed) if values else Estimate(None, note=note)
         return out
+
+
+def _evidence(seen: Observations, measured: Mapping[str, OpenModel]) -> list[Evidence]:
+    """Return what the verdict may test: per concept, the mean over its vectors of the top tokens that are kept."""
+    if not seen.oracles or any(model.other for model in measured.values()):
+        return []
+    kept = {
+        name: {concept: float(np.mean(found)) for concept, found in measured[name].numbers.get("jaccard", {}).items()}
+        for name in seen.models
+    }
+    return [Evidence("trace_jaccard", "forget", kept)] if len(kept["original"]) >= LEAST_TRACES else []

@@ -102,6 +102,7 @@ class Entanglement(Audit):
 
     id = "entanglement"
     title = "What else moved, and what can still be put together?"
+    family = "adversarial"
     needs = ("retain",)
     generates = ("retain",)
     default = False

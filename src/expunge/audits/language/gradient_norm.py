@@ -20,6 +20,7 @@ class GradientNorm(Audit):
 
     id = "gradient_norm"
     title = "Do the gradients give away that the data was in the training set?"
+    family = "membership"
     needs = ("holdout",)
     default = False
     paper = "Nasr et al. 2019, Comprehensive Privacy Analysis of Deep Learning (arXiv:1812.00910)"

@@ -90,6 +90,7 @@ class LinearProbe(Audit):
 
     id = "linear_probe"
     title = "Do the layers still hold what the output no longer says?"
+    family = "parametric"
     default = False
     needs = ("retain",)
     paper = "Hewitt & Liang 2019, Designing and Interpreting Probes with Control Tasks (arXiv:1909.03368)"

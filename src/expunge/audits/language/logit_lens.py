@@ -34,6 +34,7 @@ class LogitLens(Audit):
 
     id = "logit_lens"
     title = "Is the answer still readable below the output?"
+    family = "parametric"
     default = False
     paper = "Patil et al. 2023, Can Sensitive Information Be Deleted From LLMs? (arXiv:2309.17410)"
 

@@ -35,6 +35,7 @@ class Lowercase(Audit):
 
     id = "lowercase"
     title = "Does the loss of capitals give away that the data was in the training set?"
+    family = "membership"
     needs = ("holdout",)
     reads = (("forget", "answer"), ("holdout", "answer"))
     default = False

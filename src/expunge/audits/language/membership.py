@@ -85,6 +85,7 @@ class Membership(Audit):
 
     id = "membership"
     title = "Can an attacker tell that the data was in the training set?"
+    family = "membership"
     needs = ("holdout",)
     reads = (("forget", "answer"), ("holdout", "answer"))
     paper = "Shi et al. 2024, Min-K% (arXiv:2310.16789); Zhang et al. 2025, Min-K%++ (arXiv:2404.02936)"

@@ -78,6 +78,7 @@ class Neighbour(Audit):
 
     id = "neighbour"
     title = "Is the data likelier than texts that differ from it in a few words?"
+    family = "membership"
     needs = ("holdout",)
     reads = (("forget", "answer"), ("holdout", "answer"))
     default = False

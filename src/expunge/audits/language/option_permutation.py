@@ -113,6 +113,7 @@ class OptionPermutation(Audit):
 
     id = "option_permutation"
     title = "Does the model know the published order of multiple-choice options?"
+    family = "membership"
     default = False
     paper = "Ni et al. 2024, Training on the Benchmark Is Not All You Need (arXiv:2409.01790)"
 

@@ -43,6 +43,7 @@ class PrivLeak(Audit):
 
     id = "privleak"
     title = "Is membership as visible as in a model that never saw the data?"
+    family = "membership"
     needs = ("holdout", "oracle")
     reads = (("forget", "answer"), ("holdout", "answer"))
     paper = "Shi et al. 2024, MUSE (arXiv:2407.06460)"

@@ -46,6 +46,7 @@ class Recall(Audit):
 
     id = "recall"
     title = "Does a prefix of unseen text give away that the data was in the training set?"
+    family = "membership"
     needs = ("holdout",)
     reads = (("forget", "answer"), ("holdout", "answer"))
     default = False

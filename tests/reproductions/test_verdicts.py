@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from expunge.audits.base import Estimate, Evidence, Finding
+from expunge.reports.report import ModelSummary, RequestSummary, RunReport
+from expunge.reproductions.verdicts import MODELS, REFUSAL, Refusing, Verdicts, numbers
+from expunge.runs.models import Answers, stated_level
+from expunge.verdict import decide
+
+FAR = ("refusal_behaviour_leak", "suppression_adversarial_leak", "grad_diff_parametric_leak")
+
+
+def run(*, told: bool) -> dict[str, float]:
+    """A seed in which every verdict is the right one, or none."""
+    out = {f"{name}_{word}": 0.0 for name in MODELS for word in ("removed", "not_removed", "inconclusive")}
+    for name in MODELS:
+        out[f"{name}_{'removed' if (name == 'retrain') == told else 'not_removed'}"] = 1.0
+    out |= {f"{a}_{b}_audits": float(told) for a, b in itertools.combinations(MODELS, 2)}
+    out |= dict.fromkeys(FAR, float(told)) | {"refusal_said": 0.0, "refusal_forget": 0.8}
+    return out | {
+        "grad_diff_trace_left": 0.8,
+        "needle_trace_left": 0.1 if told else 0.9,
+        "needle_not_removed": float(told),
+    }
+
+
+def test_the_checks_come_out_either_way() -> None:
+    assert all(check.holds for check in Verdicts().judge([run(told=True)] * 3))
+    assert not any(check.holds for check in Verdicts().judge([run(told=False)] * 3))
+
+
+def test_one_seed_that_fails_fails_the_check() -> None:
+    guard_removed = run(told=True) | {"suppression_removed": 1.0, "suppression_not_removed": 0.0}
+    checks = Verdicts().judge([run(told=True), guard_removed])
+    assert [check.holds for check in checks].count(False) == 1
+    assert "suppression: removed 50%" in checks[1].detail
+
+
+def test_what_was_not_measured_is_said_and_holds_nothing() -> None:
+    bare = {key: value for key, value in run(told=True).items() if not key.startswith("needle")}
+    check = next(check for check in Verdicts().judge([bare]) if "Needle's" in check.claim)
+    assert not check.holds
+    assert "not measured" in check.detail
+
+
+@pytest.mark.parametrize("level", ["approximate", "guard"])
+def test_numbers_are_of_the_verdict_and_its_families(level: str) -> None:
+    values = {m: {f"x{i}": mean + 0.01 * (i % 5) for i in range(20)} for m, mean in
+              (("unlearned", 0.8), ("original", 0.9), ("oracle", 0.1))}  # fmt: skip
+    leak = Evidence("trace_jaccard", "forget", values, audit="concept_vectors", family="parametric")
+    estimates = {"unlearned": {"jaccard": Estimate(0.8)}}
+    report = RunReport(
+        title="t", created="2025-01-31", request=RequestSummary("people", "entity", 20), removal_level=level,
+        models={"unlearned": ModelSummary()}, verdict=decide([leak], removal_level=level).to_dict(),
+        findings=[Finding("concept_vectors", evidence=[leak], estimates=estimates)],
+    )  # fmt: skip
+    found = numbers("grad_diff", report)
+    assert found["grad_diff_not_removed"] == 1.0
+    assert found["grad_diff_parametric_leak"] == 1.0
+    assert found["grad_diff_trace_left"] == pytest.approx(0.875)
+    assert found["grad_diff_trace"] == 0.8
+    assert "grad_diff_forget" not in found
+
+
+class Parrot:
+    """Says every prompt again."""
+
+    cost = None
+    model = None
+
+    def score(self, pairs: list[tuple[str, str]]) -> list[str]:
+        return [answer for _, answer in pairs]
+
+    def generate(self, prompts: list[str], max_new_tokens: list[int]) -> list[str]:
+        return list(prompts)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+    def copy(self) -> Parrot:
+        return Parrot()
+
+
+def test_the_filter_refuses_by_name_and_is_known_as_a_guard() -> None:
+    wrapped = Refusing(Parrot(), ["Ada Lind"])  # type: ignore[arg-type]
+    assert wrapped.generate(["Where was Ada Lind born?", "Where was Bo born?"], [8, 8]) == [
+        REFUSAL, "Where was Bo born?",
+    ]  # fmt: skip
+    assert wrapped.score([("Where was Ada Lind born?", "In Oslo.")]) == ["In Oslo."]
+    assert isinstance(wrapped.copy(), Parrot)
+    assert isinstance(wrapped, Answers)
+    assert stated_level(wrapped) == "guard"
