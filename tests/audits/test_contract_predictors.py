@@ -29,6 +29,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "lira": {"shadows": 4, "epochs": 1, "max_steps": 1},
     "anamnesis_index": {"max_steps": 2, "repeats": 2},
     "quantisation": {"bits": (8, 4)},
+    "input_gradients": {"fractions": (0.5,), "epochs": 1},
 }
 
 
