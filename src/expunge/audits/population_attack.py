@@ -87,6 +87,7 @@ class PopulationAttack(Audit):
     reports: ClassVar[Literal["member", "non-member"]]
     attacks: ClassVar[Mapping[str, str]]
     label: ClassVar[str]
+    family = "membership"
     tasks: ClassVar[tuple[str, ...]] = CLASSIFIERS
     needs = ("retain",)
     reads = tuple((role, "prediction") for role in ("forget", "retain", "holdout", TEST))

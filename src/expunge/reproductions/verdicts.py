@@ -34,7 +34,7 @@ SUPPRESSION: Mapping[str, Any] = {"learning_rate": 3e-3, "epochs": 20, "lora": N
 NEEDLE: Mapping[str, Any] = {"strength": 2.0, "ascent_rate": 0.3, "batch_size": 32, "retain_weight": 2.0}
 NEEDLE_STEPS = (4, 8, 16, 24, 32, 48)
 AUDITS: Mapping[str, Mapping[str, Any]] = {
-    "probability": {}, "rouge": {}, "truth_ratio": {}, "extraction_strength": {}, "membership": {},
+    "probability": {}, "rouge": {}, "truth_ratio": {}, "extraction_strength": {}, "membership": {"evidence": True},
     "concept_vectors": {"strengths": (4.0,), "max_concepts": 12}, "logit_lens": {}, "linear_probe": {}, "jailbreak": {},
     "quantisation": {"bits": (8, 4)}, "relearning": {"steps": (0, 2, 4, 8, 16), "learning_rates": (3e-4,)},
     "soft_prompt": {"steps": (0, 10), "vectors": 10, "attacks": ("universal",), "max_examples": 60},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from expunge.audits.base import Finding
+from expunge.audits.base import Evidence, Finding
 from expunge.audits.concepts import as_record, requested_concepts
-from expunge.audits.language.concept_vectors import ConceptVectors, sentence_bleu
+from expunge.audits.language.concept_vectors import ConceptVectors, _evidence, sentence_bleu
 from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
 from expunge.data.concept_vectors import read_concepts, write_concepts
@@ -189,3 +190,24 @@ def test_bleu_is_that_of_words_in_order() -> None:
     )
     assert sentence_bleu("", "a") == 0
     assert sentence_bleu("x y z", "a b c d") == 0
+
+
+def test_the_verdict_gets_the_trace_beside_oracles_and_from_enough_concepts() -> None:
+    def kept(share: float, concepts: int, other: str = "") -> Any:
+        numbers = {"jaccard": {f"c{k}": [share, share + 0.1] for k in range(concepts)}}
+        return SimpleNamespace(numbers=numbers, other=other)
+
+    def offered(concepts: int = 8, oracles: tuple[str, ...] = ("oracle",), other: str = "") -> list[Evidence]:
+        measured = {
+            "unlearned": kept(0.8, concepts, other),
+            "original": kept(0.9, concepts),
+            "oracle": kept(0, concepts),
+        }
+        return _evidence(SimpleNamespace(oracles=oracles, models=measured), measured)  # type: ignore[arg-type]
+
+    (found,) = offered()
+    assert (found.statistic, found.about, found.knowing_is) == ("trace_jaccard", "forget", "high")
+    assert found.values["unlearned"]["c3"] == pytest.approx(0.85)
+    assert offered(7) == []
+    assert offered(oracles=()) == []
+    assert offered(other="another architecture") == []

@@ -97,9 +97,15 @@ def test_a_model_that_remembers_is_seen_and_one_that_flees_too(scripted: Callabl
     assert finding.estimates["original"]["reference_auc"].value == 1.0
     assert finding.estimates["oracle"]["reference_auc"].value is None
     assert not finding.evidence
+    (given,) = run_one(Membership(Membership.Config(evidence=True)), seen).evidence
+    assert (given.statistic, given.audit, given.family) == ("min_k_plus_plus", "membership", "membership")
+    assert set(given.values) == {"unlearned", "original", "oracle"}
+    assert set(given.control["oracle"]) == set(request_.holdout["id"])
 
 
 def test_without_an_oracle_the_reference_score_is_no_data(scripted: Callable, request_: DeletionRequest) -> None:
-    finding = run_one(Membership(), Observations({"unlearned": scripted()}, request_))
+    asked = Membership(Membership.Config(evidence=True))
+    finding = run_one(asked, Observations({"unlearned": scripted()}, request_))
+    assert not finding.evidence
     assert finding.estimates["unlearned"]["reference_auc"].value is None
     assert finding.estimates["unlearned"]["reference_auc"].note == "no oracle to compare with"

@@ -32,6 +32,7 @@ class ActivationDistance(Audit):
 
     id = "activation_distance"
     title = "How far are the model's probabilities from those of a model that never saw the data?"
+    family = "parametric"
     tasks: ClassVar[tuple[str, ...]] = CLASSIFIERS
     needs = ("oracle",)
     reads = tuple((role, "prediction") for role in SETS)

@@ -61,6 +61,7 @@ class EmbeddingSeparability(Audit):
 
     id = "embedding_separability"
     title = "Does the embedding still tell the forget set, whatever the head says?"
+    family = "parametric"
     tasks: ClassVar[tuple[str, ...]] = CLASSIFIERS
     reads = tuple((role, "prediction") for role in ("forget", "retain", "holdout", TEST))
     default = False

@@ -65,6 +65,7 @@ class AnamnesisIndex(Audit):
 
     id = "anamnesis_index"
     title = "Is the forgotten relearned as slowly as by a model that never knew it?"
+    family = "adversarial"
     tasks: ClassVar[tuple[str, ...]] = PREDICTORS
     needs = ("original", "oracle")
     reads = (("forget", "prediction"),)

@@ -3,7 +3,9 @@
 Every score here is higher for members, so AUC is P(forget score > holdout score): 1 where the forget set is
 remembered, 0.5 where it cannot be told, below 0.5 where it was pushed away, which gives it away as well.
 
-No statistic goes to the verdict: with the holdout as control, the answer NLL tests the same thing once.
+By default no statistic goes to the verdict: with the holdout as control, the answer NLL tests the loss attack already.
+With ``evidence`` set, ``min_k_plus_plus`` does, per example, against the oracles: it sees what an average hides, tokens
+that were pushed far below what not knowing explains, or answers held down while their ranks stayed.
 
 Sources: Yeom et al. 2018 (loss); Carlini et al. 2021 (zlib, reference); Shi et al. 2024 (Min-K%); Zhang et al. 2025
 (Min-K%++); Carlini et al. 2022 (why low false-positive rates count).
@@ -95,6 +97,11 @@ class Membership(Audit):
 
         k: float = Field(0.4, gt=0, le=1, description="share of the least likely tokens that Min-K averages")
         parity: bool = Field(False, description="Min-K drops the last label always, as open-unlearning does")
+        evidence: bool = Field(
+            False,
+            description="let the verdict test Min-K++ per example against the oracles; off by default, as the error "
+            "rates in docs/verdict.md were measured without it",
+        )
 
     def run(self, seen: Observations) -> Finding:
         k, parity = self.config.k, self.config.parity
@@ -129,6 +136,9 @@ class Membership(Audit):
             scalars=[scalar for name, title in titles.items() for scalar in attack_scalars(name, title)],
             estimates=estimates,
             per_example=values.per_example(),
+            evidence=values.evidence("min_k_plus_plus", "forget", "high")
+            if self.config.evidence and seen.oracles
+            else (),
             plots=[roc_plot(values, models, name, titles[name]) for name in ("loss", "min_k_plus_plus")],
             attempted={
                 "k": k,
