@@ -154,8 +154,8 @@ class WorstCaseReproduction(Reproduction):
         if spared:
             shown = ", ".join(f"{m} (UA {mean(runs, f'ua_{m}_worst'):.1f})" for m in spared)
             detail += (
-                f"; {shown} leaves most of the set predicted, likely because the examples that are kept, which are "
-                "trained on as well, teach the true labels of easy examples again as fast as false ones are taught"
+                f"; {shown}: likely because the step that was best on random sets is too small to overturn labels that "
+                "the model is so sure of"
             )
         name = "methods that train on false labels fall further from retraining on the worst-case set, each on average"
         carried = below("transfer_ua", "worst")
