@@ -149,6 +149,13 @@ class SideBySide:
         }  # fmt: skip
 
     @property
+    def notes(self) -> list[str]:
+        """Why some audits have no data, each reason once."""
+        silent = ("no data", "crashed")
+        said = (said for line in self.lines for said in line.said.values() if said.result in silent and said.note)
+        return list(dict.fromkeys(one.note for one in said))
+
+    @property
     def families(self) -> list[str]:
         """The families of which an audit was run, in the order of a report."""
         there = {line.family for line in self.lines}
