@@ -92,8 +92,9 @@ class ConceptPoisoning(ObjectiveMethod):
 
     What to know of it: relabelling without any concept (``patch=none``) forgets classes as well, as the authors' own
     ablation says; compare with it. With the head alone trained, the features still hold the class, and little data
-    brings it back. Gradients may not show what a model relies on; the audit ``input_gradients`` asks that of its
-    architecture and training. What of a text is not among the words stays in it and is learned again.
+    brings it back (running statistics of batch normalisation are not weights, and follow the poisoned data). Gradients
+    may not show what a model relies on; the audit ``input_gradients`` asks that of its architecture and training. What
+    of a text is not among the words stays in it and is learned again.
 
     Source: Chang et al. 2024, and the authors' revised code; Sundararajan et al. 2017 for integrated gradients.
     """
