@@ -51,6 +51,15 @@ def test_everything_that_is_wrong_is_named(tmp_path: Path) -> None:
     assert "triviaqa.json: has no question or answers in 1 of 1" in text
 
 
+@pytest.mark.parametrize("answer", ["", "  ", None])
+def test_a_probe_without_an_answer_is_refused(answer: str | None, tmp_path: Path) -> None:
+    write_targets(tmp_path, [TARGET])
+    probes = json.dumps([{"query": "Who?", "answer": "Vera"}, {"query": "Where?", "answer": answer}])
+    (tmp_path / "1_Vera_Stone" / "forget_level2.json").write_text(probes, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"forget_level2.json: has no query or answer in 1 of 2 entries, first at 1"):
+        read_targets(tmp_path)
+
+
 def test_a_folder_without_targets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="holds no folder such as"):
         find(str(tmp_path))

@@ -140,7 +140,8 @@ def _target(place: Path, problems: list[Problem]) -> Target:
         except (OSError, ValueError, AssertionError):
             problems.append(Problem(str(file), "is not a JSON list", "copy it again"))
             return []
-        bad = [i for i, row in enumerate(value) if not isinstance(row, dict) or any(f not in row for f in fields)]
+        # A probe without an answer would score 0 whatever the model says, as if it had forgotten.
+        bad = [i for i, row in enumerate(value) if not isinstance(row, dict) or any(_blank(row, f) for f in fields)]
         if bad:
             what = f"has no {' or '.join(fields)} in {len(bad)} of {len(value)} entries, first at {bad[0]}"
             problems.append(Problem(str(file), what, "copy it again"))
@@ -174,6 +175,11 @@ def _target(place: Path, problems: list[Problem]) -> Target:
         ],
         instructions=[str(r["instruction"]) for r in rows("fluency", ("instruction",))],
     )
+
+
+def _blank(row: Mapping[str, Any], field: str) -> bool:
+    value = row.get(field)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def attack_kind(row: Mapping[str, Any]) -> str:
