@@ -18,6 +18,7 @@ def numbers(dense: float, sparse: float) -> dict[str, float]:
         found |= {f"{place}_{rule}_ft_gap": sparse for rule in RULES}
         found |= {f"{place}_dense_l1_{g:g}_gap": sparse - k for k, g in enumerate(GAMMAS)}
         found |= {f"{place}_dense_retrained_ta": 75.0, f"{place}_sparse_retrained_ta": 75.0 - dense}
+        found |= {f"{place}_dense_retrained_ra": 100.0, f"{place}_sparse_retrained_ra": 90.0}
     return found
 
 
