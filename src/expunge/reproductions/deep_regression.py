@@ -33,7 +33,7 @@ class DeepRegressionReproduction(Reproduction):
     Methods: fine-tuning on what is kept (5 passes), Gaussian amnesiac fine-tuning, and Blindspot with a proxy of 8
     passes that unlearns for as many steps as one pass over all data takes, and for three times as many. W1 is between
     the predictions for the forget set and those of a retrained model; a second retrained model says what seeds alone
-    make. The number of passes was chosen beforehand, from the published sweep of the proxy, not by these results.
+    make. The number of passes was set before these seeds were run.
     """
 
     id = "deep_regression"

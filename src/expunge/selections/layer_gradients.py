@@ -46,7 +46,7 @@ class Seen:
 
 
 # Squares of this many numbers at a time stay in a processor's cache.
-CACHED = 1 << 18
+CACHED = 1 << 20
 
 
 @dataclass
