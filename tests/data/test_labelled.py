@@ -103,6 +103,16 @@ def test_columns_that_are_not_there_are_named(columns: dict[str, str], words: st
         read_labelled(Dataset.from_dict({"x": [1.0], "y": ["a"]}), "tabular", columns=columns)
 
 
+def test_every_column_that_is_not_there_is_named_at_once() -> None:
+    with pytest.raises(BadInput) as error:
+        read_labelled(Dataset.from_dict({"question": ["a"]}), "text")
+    assert [problem.fix for problem in error.value.problems] == [
+        "say which one it is: --set columns.text=NAME (in Python: columns={'text': 'NAME'})",
+        "say which one it is: --set columns.label=NAME (in Python: columns={'label': 'NAME'}); numbers are the column "
+        "target",
+    ]
+
+
 def test_an_image_set_without_images_is_named() -> None:
     with pytest.raises(BadInput, match="has no column 'image'; it has text, label"):
         read_labelled(Dataset.from_dict({"text": ["a"], "label": ["b"]}), "image")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from expunge.data import read_request
 from expunge.errors import BadInput
@@ -86,3 +87,20 @@ def test_tofu_requests() -> None:
     assert [p for p in preflight(request) if p.severity == "error"] == []
     with pytest.raises(BadInput, match="share 40 example"):
         read_request(tofu / "forget01.json", tofu / "full.json")
+
+
+def test_sets_come_from_the_splits_of_one_source(tmp_path: Path) -> None:
+    known, unseen = ({"question": [f"{k}{i}?" for i in range(3)], "answer": ["yes"] * 3} for k in "ab")
+    DatasetDict(train=Dataset.from_dict(known), test=Dataset.from_dict(unseen)).save_to_disk(tmp_path / "both")
+    request = read_request(tmp_path / "both", tmp_path / "both", split={"forget": "train", "retain": "test"})
+    assert (request.forget["prompt"][0], request.retain["prompt"][0]) == ("a0?", "b0?")
+    with pytest.raises(BadInput) as error:
+        read_request(tmp_path / "both", tmp_path / "both", split={"forget": "dev", "holdout": "test", "kept": "x"})
+    text = str(error.value)
+    for part in (
+        "splits.holdout: is not given -> name a split of forget, retain",
+        "splits.kept: is not a set of this request",
+        "has the splits train, test, not 'dev' -> choose one of them: --set splits.forget=train",
+        "has the splits train, test; none was chosen -> choose one of them: --set splits.retain=train",
+    ):
+        assert part in text

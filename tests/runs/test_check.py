@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from expunge.errors import BadInput
@@ -35,3 +40,64 @@ def test_every_method_is_checked_without_weights(files: Any, monkeypatch: pytest
 def test_a_method_that_looks_at_the_structure_refuses_what_is_not_there(files: Any) -> None:
     with pytest.raises(BadInput, match="method rmu: layer"):
         check(Recipe(**files.fields(method="rmu", settings={"layer": 99})), None)
+
+
+@pytest.fixture
+def copied(files: Any, tmp_path: Path) -> Callable[[str], Path]:
+    """Copies the model to a folder of this name, to be damaged there."""
+    return lambda name: Path(shutil.copytree(files.model, tmp_path / name))
+
+
+def said(**fields: Any) -> list[str]:
+    with pytest.raises(BadInput) as error:
+        check(Recipe(**fields), None)
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_weights_that_cannot_be_used_are_refused_before_work_starts(files: Any, copied: Callable[[str], Path]) -> None:
+    broken, cut = copied("broken") / "model.safetensors", copied("cut") / "model.safetensors"
+    weights = load_file(broken)
+    weights["model.norm.weight"] *= float("nan")
+    save_file(weights, broken, metadata={"format": "pt"})
+    cut.write_bytes(cut.read_bytes()[:-100])
+    found = said(**files.fields(model=str(broken.parent), oracle=[str(cut.parent)], method="gradient_ascent"))
+    assert len(found) == 2
+    assert found[0].startswith(f"{broken}: has NaN or infinite values in 1 of ")
+    assert found[1].startswith(f"{cut}: is damaged or cut off")
+
+
+def test_damaged_and_unknown_configurations_are_named(files: Any, copied: Callable[[str], Path]) -> None:
+    file = copied("odd") / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text("{oops")
+    assert said(**files.fields(model=str(file.parent)))[0].startswith(f"{file}: cannot be read: ")
+    file.write_text(json.dumps({**config, "model_type": "fancynet"}))
+    (found,) = said(**files.fields(model=str(file.parent)))
+    assert "fancynet" in found
+    (found,) = said(**files.fields(model=str(files.model / "model.safetensors")))
+    assert found.endswith(f"-> give the folder, {files.model}")
+
+
+def test_an_oracle_with_another_tokenizer_is_refused(files: Any, copied: Callable[[str], Path], tmp_path: Path) -> None:
+    other = copied("other") / "tokenizer.json"
+    tokenizer = json.loads(other.read_text())
+    merged = tokenizer["model"]["vocab"]
+    one, two = list(merged)[-2:]
+    merged[one], merged[two] = merged[two], merged[one]
+    other.write_text(json.dumps(tokenizer))
+    (found,) = said(**files.fields(oracle=[str(other.parent)]))
+    assert "has another tokenizer than the model given" in found
+    (other.parent / "tokenizer.json").unlink()
+    (other.parent / "tokenizer_config.json").unlink()
+    (found,) = said(**files.fields(oracle=[str(other.parent)]))
+    assert "has no tokenizer that can be loaded" in found
+
+
+def test_where_the_model_is_not_known_columns_are_not_judged(files: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("height,label\n1,a\n2,b\n")
+    (found,) = said(**files.fields(model=str(tmp_path / "nowhere"), forget=str(rows)))
+    assert "nowhere: is not there" in found
+    found, other = said(**files.fields(model=str(tmp_path / "nowhere"), forget=str(tmp_path / "no.csv")))
+    assert "nowhere: is not there" in found
+    assert "no.csv: there is no such file" in other

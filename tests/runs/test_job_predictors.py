@@ -164,3 +164,18 @@ def test_every_method_is_checked_without_weights(
             recipe[role] = str(tmp_path / "of" / role)
         recipe["scenario"] = "class"
     assert check(read_recipe(given=recipe), None).method is not None
+
+
+def test_an_oracle_of_another_kind_is_named_and_the_sets_are_still_read(
+    given: Callable[..., Any], tmp_path: Path, tiny_predictor: Make
+) -> None:
+    fields = given("table")
+    tiny_predictor("bert").save(tmp_path / "other")
+    with pytest.raises(BadInput) as error:
+        check(read_recipe(given={**fields, "method": "finetune", "oracle": [str(tmp_path / "other")]}), None)
+    what = "is given text inputs (text_classifier), and the model given tabular ones"
+    assert [problem.what for problem in error.value.problems] == [what]
+    # An option that this kind of model does not know says nothing about the sets.
+    with pytest.raises(BadInput) as error:
+        check(read_recipe(given={**fields, "method": "simnpo", "template": "{prompt} {answer}"}), None)
+    assert [problem.where for problem in error.value.problems] == ["template"]

@@ -47,6 +47,7 @@ def test_options_win_over_the_file_and_overrides_over_both(tmp_path: Path) -> No
         ("audits.relearning.steps=[0, 4]", ("audit_settings", "relearning", "steps"), [0, 4]),
         ("limits.retain=40", ("audit_limits", "retain"), 40),
         ("columns.answer=reply", ("columns", "answer"), "reply"),
+        ("splits.retain=train", ("splits", "retain"), "train"),
     ],
 )
 def test_set_puts_a_yaml_value_where_it_belongs(text: str, where: tuple[str, ...], value: Any) -> None:

@@ -52,6 +52,17 @@ def test_gaps_are_refused_or_filled_with_the_mean() -> None:
         TableInputs.fit(TRAIN, missing="mean").encode(infinite)
 
 
+def test_only_the_cells_that_are_no_numbers_are_named() -> None:
+    cells = Dataset.from_dict({"age": ["1", "tall", " 2.0 ", ""], "same": [5] * 4, "town": ["x"] * 4})
+    with pytest.raises(BadInput, match=r"column 'age': 2 value\(s\) are .* no numbers: example 2; example 4 ->"):
+        TableInputs.fit(TRAIN).encode(cells)
+    fine = cells.select([0, 2])
+    plain = Dataset.from_dict({"age": [1.0, 2.0], "same": [5] * 2, "town": ["x"] * 2})
+    assert torch.equal(TableInputs.fit(TRAIN).encode(fine), TableInputs.fit(TRAIN).encode(plain))
+    with pytest.raises(BadInput, match=r"1 value\(s\).*: example 2 ->"):
+        TableInputs.fit(TRAIN, missing="mean").encode(cells)
+
+
 def test_retraining_takes_its_scales_from_what_is_kept() -> None:
     kept = TRAIN.select([0, 1])
     again = TableInputs.fit(TRAIN).refit(kept)

@@ -24,8 +24,8 @@ Set = typer.Option(
     [],
     "--set",
     metavar="KEY=VALUE",
-    help="A setting of the method or of training (beta, stop.every), audits.NAME.KEY, verdict.KEY, limits.ROLE or "
-    "columns.NAME; repeatable.",
+    help="A setting of the method or of training (beta, stop.every), audits.NAME.KEY, verdict.KEY, limits.ROLE, "
+    "columns.NAME or splits.ROLE; repeatable.",
 )
 Forget = typer.Option(
     None, help="Examples to delete: a file, a folder or a hub name.", rich_help_panel=DATA, metavar="DATA"

@@ -21,6 +21,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "group": ("group",),
 }
 OPTIONAL = ("paraphrased_prompt", "paraphrased_answer", "perturbed_answers", "group")
+# What a message about a column that is not there begins with.
+NO_COLUMN = "has no column "
 LAYOUTS = "question and answer, prompt and completion, messages, or text"
 
 
@@ -71,7 +73,7 @@ def recognise(
             continue
         if len(present) > 1:
             both = " and ".join(f"'{name}'" for name in present)
-            fix = f"say which one to use: columns={{'{canonical}': '{present[0]}'}}"
+            fix = f"say which one to use: {column_option(canonical, present[0])}"
             problems.add(source, f"has {both}, which both mean the {canonical}", fix)
         else:
             names[canonical] = present[0]
@@ -90,6 +92,11 @@ def recognise(
     return Layout(kind, {name: names[name] for name in (*used, *OPTIONAL) if name in names})
 
 
+def column_option(canonical: str, actual: str) -> str:
+    """Write how a column's name is given, on the command line and in Python."""
+    return f"--set columns.{canonical}={actual} (in Python: columns={{'{canonical}': '{actual}'}})"
+
+
 def _kind(names: Mapping[str, str], mapped: set[str]) -> Literal["pair", "messages", "text"] | None:
     pair = {"prompt", "answer"} <= set(names)
     if "messages" in mapped or ("messages" in names and not mapped & {"prompt", "text"}):
@@ -106,7 +113,7 @@ def _missing(
 ) -> None:
     """Note that a column is missing, with what is there instead."""
     quoted = " or ".join(f"'{name}'" for name in looked_for)
-    what = f"has no column {quoted} for the {canonical}; its columns are {', '.join(map(repr, found)) or 'none'}"
+    what = f"{NO_COLUMN}{quoted} for the {canonical}; its columns are {', '.join(map(repr, found)) or 'none'}"
     plain = {name.strip().lower().replace(" ", "_"): name for name in found}
     near = [
         plain[match]
@@ -114,7 +121,7 @@ def _missing(
         for match in difflib.get_close_matches(name.strip().lower(), plain, n=1, cutoff=0.7)
     ]
     if near:
-        fix = f"rename '{near[0]}', or say so: columns={{'{canonical}': '{near[0]}'}}"
+        fix = f"rename '{near[0]}', or say so: {column_option(canonical, near[0])}"
     else:
-        fix = f"use the columns {LAYOUTS}, or say which is which: columns={{'{canonical}': '<its name>'}}"
+        fix = f"use the columns {LAYOUTS}, or say which is which: {column_option(canonical, 'ITS_NAME')}"
     problems.add(source, what, fix)

@@ -112,7 +112,7 @@ def try_read_examples(
         elif duplicates == "refuse":
             where = f"{unit_of(same.source)} {same.line}"
             where = where if same.source == row.source else f"{same.source}, {where}"
-            fix = "remove one of them, or read with duplicates='drop'"
+            fix = "remove one of them, or drop repeats: --duplicates drop (in Python: duplicates='drop')"
             problems.add(row.source, f"says the same as {where}", fix, line=row.line)
     columns_read = {key: [record[key] for record in records] for key in (records[0] if records else ())}
     kept = _carried(list(first.values()), columns_read, found, layout)

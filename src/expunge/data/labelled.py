@@ -16,6 +16,7 @@ from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Feature
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from expunge.data.columns import NO_COLUMN, column_option
 from expunge.data.files import Duplicates
 from expunge.data.image_files import holds_images, image_rows
 from expunge.data.problems import ProblemList
@@ -123,7 +124,7 @@ def try_read_labelled(
             ids.append(identity)
             kept.append(index)
         elif duplicates == "refuse":
-            fix = "remove one of them, or read with duplicates='drop'"
+            fix = "remove one of them, or drop repeats: --duplicates drop (in Python: duplicates='drop')"
             problems.add(row.source, f"is the same as {unit_of(same.source)} {same.line}", fix, line=row.line)
     if problems:
         return None, problems
@@ -145,9 +146,7 @@ def _recognise(
         if canonical not in NAMES:
             problems.add("columns", f"'{canonical}' is not a column that is used", f"use one of {', '.join(NAMES)}")
         elif actual not in found:
-            problems.add(
-                source, f"has no column '{actual}'; it has {', '.join(found)}", near_names(actual, list(found))
-            )
+            problems.add(source, f"{NO_COLUMN}'{actual}'; it has {', '.join(found)}", near_names(actual, list(found)))
         else:
             names[canonical] = actual
     for canonical, aliases in NAMES.items():
@@ -157,12 +156,13 @@ def _recognise(
             names[canonical] = present[0]
     wanted = [] if inputs == "tabular" else [inputs]
     for canonical in wanted:
-        if canonical not in names and problems.count == before:
-            what = f"has no column '{canonical}'; it has {', '.join(found)}"
-            problems.add(source, what, f"say which one it is: columns.{canonical}=NAME")
-    if not {"label", "target"} & set(names) and problems.count == before:
-        what = f"has no column 'label' or 'target'; it has {', '.join(found)}"
-        problems.add(source, what, "say which one it is: columns.label=NAME, or columns.target=NAME for numbers")
+        if canonical not in names and canonical not in mapping:
+            what = f"{NO_COLUMN}'{canonical}'; it has {', '.join(found)}"
+            problems.add(source, what, f"say which one it is: {column_option(canonical, 'NAME')}")
+    if not {"label", "target"} & {*names, *mapping}:
+        what = f"{NO_COLUMN}'label' or 'target'; it has {', '.join(found)}"
+        fix = f"say which one it is: {column_option('label', 'NAME')}; numbers are the column target"
+        problems.add(source, what, fix)
     return None if problems.count > before else names
 
 

@@ -24,7 +24,7 @@ def read_request(
     duplicates: Duplicates = "refuse",
     known_fraction: float = 1.0,
     limit: int | None = None,
-    split: str | None = None,
+    split: str | Mapping[str, str] | None = None,
     inputs: Inputs | None = None,
 ) -> DeletionRequest:
     """Read a deletion request.
@@ -39,7 +39,7 @@ def read_request(
         duplicates: "refuse" examples that say the same within a source, or "drop" all but the first.
         known_fraction: for corrective requests, the share of the bad examples that ``forget`` names, in (0, 1].
         limit: read the first so many rows of each source only.
-        split: which split, of sources that have several.
+        split: which split, of sources that have several; or role -> split.
         inputs: for a classifier or regressor, what it is given: "image", "text" or "tabular"; see ``read_labelled``.
 
     Returns:
@@ -60,13 +60,23 @@ def read_request(
             problems.append(
                 Problem("columns", f"'{key}' names no column of a set", f"{fix}; columns: {', '.join(known)}")
             )
+    splits = dict.fromkeys(sources, split) if split is None or isinstance(split, str) else dict(split)
+    for role in splits:
+        if role not in sources:
+            what = "is not a set of this request" if role not in ROLES else "is not given"
+            problems.append(Problem(f"splits.{role}", what, f"name a split of {', '.join(sources)}"))
     sets = {}
     for role, source in sources.items():
         # The more special setting last, so that it wins.
         mapping = {key: actual for key, actual in (columns or {}).items() if "." not in key}
         prefix = f"{role}."
         mapping |= {k.removeprefix(prefix): v for k, v in (columns or {}).items() if k.startswith(prefix)}
-        options: dict[str, Any] = {"columns": mapping, "duplicates": duplicates, "limit": limit, "split": split}
+        options: dict[str, Any] = {
+            "columns": mapping,
+            "duplicates": duplicates,
+            "limit": limit,
+            "split": splits.get(role),
+        }
         if inputs is None:
             examples, found = try_read_examples(source, **options, role=role)
         else:

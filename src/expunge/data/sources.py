@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from expunge.data.problems import ProblemList
 from expunge.data.text_files import TEXT_READERS, Row
 from expunge.requests.places import SOURCE_FILE, SOURCE_LINE
+from expunge.requests.request import ROLES
 
 SUFFIXES = (*TEXT_READERS, ".parquet")
 CODE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy")
@@ -103,7 +104,10 @@ def _dataset_rows(data: Dataset | DatasetDict, name: str, problems: ProblemList,
             split = next(iter(data))
         if split not in data:
             what = f"has the splits {', '.join(data)}" + (f", not '{split}'" if split else "; none was chosen")
-            problems.add(name, what, f"choose one of them, such as split='{next(iter(data), 'train')}'")
+            one = next(iter(data), "train")
+            role = problems.role if problems.role in ROLES else "forget"
+            fix = f"choose one of them: --set splits.{role}={one} (in Python: split={{'{role}': '{one}'}})"
+            problems.add(name, what, fix)
             return
         data = data[split]
     elif split is not None and str(data.split) != split:

@@ -123,7 +123,9 @@ class Method(ABC):
         """
         problems = []
         if task.kind not in self.tasks:
-            problems.append(Problem(f"method {self.id}", f"does not serve {task.kind}", f"it serves {self.tasks}"))
+            problems.append(
+                Problem(f"method {self.id}", f"does not serve {task.kind}", f"it serves {', '.join(self.tasks)}")
+            )
         for role in self.required():
             if getattr(request, role) is None:
                 problems.append(Problem(f"method {self.id}", f"needs a {role} set", f"give one with --{role} FILE"))

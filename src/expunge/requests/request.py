@@ -129,7 +129,7 @@ def request_problems(
                 Problem(
                     role,
                     f"repeats {len(repeats)} example(s): {some(repeats, pair_of(examples, examples))}",
-                    "remove them, or read with duplicates='drop'",
+                    "remove them, or drop repeats: --duplicates drop (in Python: duplicates='drop')",
                 )
             )
         ids[role] = first

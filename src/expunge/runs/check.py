@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.audits.suite import select_audits
+from expunge.data.columns import NO_COLUMN
 from expunge.data.request_files import read_request
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import Method, ObjectiveMethod, settle
@@ -33,6 +35,8 @@ from expunge.tasks.factories import check_factory
 from expunge.tasks.loading import options_of, task_class
 from expunge.tasks.predictor import Predictor
 from expunge.tasks.reading import Reading, reading_of
+from expunge.tasks.storage import first_line, is_model
+from expunge.tasks.weights import check_weights
 from expunge.training.settings import TrainSettings, wrong_settings
 from expunge.verdict import VerdictSettings
 
@@ -107,6 +111,9 @@ def check(
             method, train = settled or (None, None)
     model = _try(problems, "model", lambda: ground.once("model", named, call=lambda: described(recipe)))
     kind = model.kind if isinstance(model, Reading) else CausalLM.kind
+    for place in dict.fromkeys(str(model_path(p)) for p in (recipe.model, recipe.original, *recipe.oracle) if p):
+        if is_model(Path(place)):
+            _try(problems, "model", partial(ground.once, "weights", place, call=partial(check_weights, place)))
     audits = _try(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings, kind)) or []
     verdict = _verdict(recipe.verdict, problems)
     _try(problems, "device", lambda: device_of(recipe.device))
@@ -155,22 +162,43 @@ def check(
 
 # The parts of a recipe that say what a job starts from.
 _GROUND = (
-    "model", "original", "oracle", "forget", "retain", "holdout", "scenario", "name", "columns", "duplicates",
+    "model", "original", "oracle", "forget", "retain", "holdout", "scenario", "name", "columns", "splits", "duplicates",
     "template", "chat", "max_length", "factory", "augment",
 )  # fmt: skip
 
 
-def _request(recipe: Recipe, model: TextEncoder | Reading | None) -> DeletionRequest:
-    return read_request(
-        recipe.forget,
-        recipe.retain,
-        recipe.holdout,
-        scenario=recipe.scenario,
-        name=recipe.name,
-        columns=recipe.columns,
-        duplicates=recipe.duplicates,
-        inputs=cast("Any", model.inputs.name) if isinstance(model, Reading) else None,
-    )
+def _request(recipe: Recipe, model: TextEncoder | Reading | None) -> DeletionRequest | None:
+    """Read the sets as the model needs them; None where only the model could tell whether they are right."""
+    read = model if model is not None else _reading(recipe.model)
+    try:
+        return read_request(
+            recipe.forget,
+            recipe.retain,
+            recipe.holdout,
+            scenario=recipe.scenario,
+            name=recipe.name,
+            columns=recipe.columns,
+            split=recipe.splits,
+            duplicates=recipe.duplicates,
+            inputs=cast("Any", read.inputs.name) if isinstance(read, Reading) else None,
+        )
+    except BadInput as error:
+        if model is not None or isinstance(read, Reading):
+            raise
+        # Which columns there must be depends on the kind of model.
+        sure = [problem for problem in error.problems if NO_COLUMN not in problem.what]
+        if sure:
+            raise BadInput(sure) from None
+        return None
+
+
+def _reading(path: str) -> Reading | None:
+    """Return how examples are read for a model with which something else is wrong, if that can be known."""
+    try:
+        place = _place(path)
+        return reading_of(place) if task_class(place) is Predictor else None
+    except BadInput:
+        return None
 
 
 def _preflight(request: DeletionRequest, model: TextEncoder | Reading | None) -> list[Problem]:
@@ -255,16 +283,28 @@ def _outline(recipe: Recipe, model: TextEncoder | Reading) -> Any:
 
 def _comparable(path: str, model: TextEncoder | Reading | None, recipe: Recipe) -> None:
     """Refuse a model that there is not, or whose predictions cannot be compared with those of the one judged."""
-    if not isinstance(model, Reading):
-        _config(path)
-        return
+    fix = "give a model that was made for the same data"
     place = _place(path)
-    if task_class(place) is not Predictor:
-        raise BadInput(Problem(f"model {path}", f"is no {model.kind}", "give a model that was made for the same data"))
+    predictor = task_class(place) is Predictor
+    if not isinstance(model, Reading):
+        if not predictor:
+            _config(path)
+        elif model is not None:
+            raise BadInput(Problem(f"model {path}", "is no language model", fix))
+        if model is not None and _tokenizer(place).get_vocab() != model.tokenizer.get_vocab():
+            what = "has another tokenizer than the model given, so that losses per token cannot be compared"
+            raise BadInput(Problem(f"model {path}", what, "give a model with the same tokenizer"))
+        return
+    if not predictor:
+        raise BadInput(Problem(f"model {path}", f"is no {model.kind}", fix))
     check_factory(place, recipe.factory)
-    if reading_of(place).outcome != model.outcome:
+    other = reading_of(place)
+    if other.inputs.name != model.inputs.name:
+        what = f"is given {other.inputs.name} inputs ({other.kind}), and the model given {model.inputs.name} ones"
+        raise BadInput(Problem(f"model {path}", what, fix))
+    if other.outcome != model.outcome:
         what = "predicts other classes, or numbers on another scale, than the model given"
-        raise BadInput(Problem(f"model {path}", what, "give a model that was made for the same data"))
+        raise BadInput(Problem(f"model {path}", what, fix))
 
 
 def _place(path: str) -> str | Path:
@@ -283,9 +323,13 @@ def _config(path: str) -> Any:
     try:
         return config_of(place)
     except Exception as error:
+        if (file := Path(place) / "config.json").is_file():
+            fix = "correct it, or give a model that this version of transformers knows"
+            raise BadInput(Problem(str(file), f"cannot be read: {first_line(error)}", fix)) from error
         here = Path(place).exists()
         what = "holds no model" if here else "is not a folder, and cannot be had from the hub now"
-        raise BadInput(Problem(f"model {path}", what, f"give {_MODEL}")) from error
+        fix = f"give the folder, {Path(place).parent}" if is_model(Path(place).parent) else f"give {_MODEL}"
+        raise BadInput(Problem(f"model {path}", what, fix)) from error
 
 
 _MODEL = "a folder with config.json, *.safetensors and tokenizer files, a run folder, or owner/name on the hub"
@@ -308,11 +352,7 @@ def _encoder(recipe: Recipe) -> TextEncoder:
     """Make the encoder that the model will use, without loading its weights."""
     path = model_path(recipe.model)
     config = _config(recipe.model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:
-        fix = "put tokenizer.json and tokenizer_config.json beside the weights"
-        raise BadInput(Problem(f"model {path}", "has no tokenizer that can be loaded", fix)) from error
+    tokenizer = _tokenizer(path)
     before = stored(path)
     return TextEncoder(
         tokenizer,
@@ -320,6 +360,14 @@ def _encoder(recipe: Recipe) -> TextEncoder:
         chat=recipe.chat or before.get("chat", "auto"),
         max_length=recipe.max_length or getattr(config.get_text_config(), "max_position_embeddings", None),
     )
+
+
+def _tokenizer(path: str | Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        fix = "put tokenizer.json and tokenizer_config.json beside the weights"
+        raise BadInput(Problem(f"model {path}", "has no tokenizer that can be loaded", fix)) from error
 
 
 def _resolved_settings(

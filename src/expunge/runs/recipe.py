@@ -25,7 +25,13 @@ UNUSED: Mapping[Command, Mapping[str, str]] = {
     "audit": {"method": _NO_METHOD, "settings": _NO_METHOD},
 }
 # What the key of ``--set`` may start with besides a setting of the method or of training.
-SECTIONS = {"audits": "audit_settings", "verdict": "verdict", "limits": "audit_limits", "columns": "columns"}
+SECTIONS = {
+    "audits": "audit_settings",
+    "verdict": "verdict",
+    "limits": "audit_limits",
+    "columns": "columns",
+    "splits": "splits",
+}
 
 
 class Recipe(BaseModel):
@@ -50,6 +56,7 @@ class Recipe(BaseModel):
     verdict: dict[str, Any] = Field({}, description="error rate and margins of the verdict")
     scenario: Scenario = Field("examples", description="what kind of thing is to be forgotten")
     columns: dict[str, str] = Field({}, description="canonical column -> its name in the files")
+    splits: dict[Role, str] = Field({}, description="set -> its split, where its source has several")
     duplicates: Literal["refuse", "drop"] = Field("refuse", description="what to do with examples that repeat")
     template: str | None = Field(None, description="how prompt and answer are joined, such as '{prompt} {answer}'")
     chat: Literal["auto", "always", "never"] | None = Field(None, description="use of the tokenizer's chat template")
@@ -87,7 +94,8 @@ def read_recipe(
         file: YAML file; None for none.
         given: fields that win over the file; None and empty values count as not given.
         overrides: ``key=value``, values as in YAML. A key is a setting of the method or of training ("beta",
-            "stop.every"), "audits.NAME.KEY", "verdict.KEY", "limits.ROLE" or "columns.NAME". They win over both.
+            "stop.every"), "audits.NAME.KEY", "verdict.KEY", "limits.ROLE", "columns.NAME" or "splits.ROLE". They
+            win over both.
         command: what the recipe is for; parts that it does not use are refused, so that nothing is silently ignored.
 
     Returns:

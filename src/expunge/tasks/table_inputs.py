@@ -122,10 +122,13 @@ class TableInputs(Inputs):
         columns: list[NDArray[np.float32]] = []
         for name in (*self.numbers, *self.categories):
             if name not in examples.column_names:
-                found = ", ".join(examples.column_names)
+                found = ", ".join(c for c in examples.column_names if c not in NOT_INPUTS)
                 problems.append(Problem(f"column '{name}'", f"is not there; there are {found}", "add it"))
                 continue
             values = list(examples[name][:])
+            if name in self.numbers:
+                # One cell that is no number makes a column of a text file one of texts; the others still are numbers.
+                values = [_as_number(value) for value in values]
             if name in self.categories:
                 known = self.categories[name]
                 columns += [np.array([str(v) == kind for v in values], np.float32) for kind in known]
@@ -157,6 +160,16 @@ class TableInputs(Inputs):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_number(value: Any) -> Any:
+    """Return the number that a text spells, nothing for an empty one; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if value.strip() else None
+    except ValueError:
+        return value
 
 
 def _is_nan(value: Any) -> bool:
