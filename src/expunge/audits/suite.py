@@ -212,7 +212,7 @@ def run_one(audit: Audit, seen: Observations) -> Finding:
     broken = next(not_finite(finding), None)
     if broken is not None:
         return Finding(audit.id, "crashed", note=f"gave a value that is NaN or infinite: {broken}")
-    evidence = [dataclasses.replace(e, audit=audit.id, family=audit.family) for e in finding.evidence]
+    evidence = tuple(dataclasses.replace(e, audit=audit.id, family=audit.family) for e in finding.evidence)
     return dataclasses.replace(finding, evidence=evidence)
 
 
