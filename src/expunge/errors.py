@@ -6,9 +6,12 @@ Every error carries the process exit code that the command line uses: 2 for inpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 
 class ExpungeError(Exception):
@@ -51,6 +54,27 @@ class BadInput(ExpungeError, ValueError):
             problems = [problems]
         self.problems: list[Problem] = [] if isinstance(problems, str) else list(problems)
         super().__init__(problems if isinstance(problems, str) else "\n".join(str(p) for p in self.problems))
+
+
+@contextmanager
+def collected(problems: list[Problem], where: str = "input") -> Iterator[None]:
+    """Go on after bad input, with its problems added to a list, so that all of them are reported at once.
+
+    Args:
+        problems: takes them.
+        where: the place of a message that names none.
+    """
+    try:
+        yield
+    except BadInput as error:
+        problems += error.problems or [Problem(where, str(error), "change it")]
+
+
+def tried(problems: list[Problem], where: str, call: Callable[[], T]) -> T | None:
+    """Return what a call gives, or None where its input is bad; see ``collected``."""
+    with collected(problems, where):
+        return call()
+    return None
 
 
 class UnsupportedModel(BadInput):

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from pydantic import Field, PositiveInt
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.methods.base import MethodConfig, ObjectiveMethod
 from expunge.registry import near_names
 from expunge.requests.places import place, some
@@ -202,15 +202,11 @@ class AlternativesMethod(ObjectiveMethod):
             BadInput: every problem.
         """
         problems: list[Problem] = []
-        try:
+        with collected(problems):
             super().check(task, request)
-        except BadInput as error:
-            problems += error.problems
-        try:
+        with collected(problems):
             if task.kind in self.tasks:
                 self.check_answers(task, request.forget)
-        except BadInput as error:
-            problems += error.problems
         if problems:
             raise BadInput(problems)
 

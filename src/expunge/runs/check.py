@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expunge.audits.suite import select_audits
 from expunge.data.columns import NO_COLUMN
 from expunge.data.request_files import read_request
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, tried
 from expunge.methods.base import Method, ObjectiveMethod, settle
 from expunge.methods.run import METHODS
 from expunge.registry import near_names
@@ -105,19 +105,19 @@ def check(
     named = {name: getattr(recipe, name) for name in _GROUND}
     method = train = None
     if command == "unlearn":
-        chosen = _try(problems, "method", lambda: METHODS.get(recipe.method))
+        chosen = tried(problems, "method", lambda: METHODS.get(recipe.method))
         if chosen is not None:
-            settled = _try(problems, "settings", lambda: settle(chosen, {"seed": recipe.seed, **recipe.settings}))
+            settled = tried(problems, "settings", lambda: settle(chosen, {"seed": recipe.seed, **recipe.settings}))
             method, train = settled or (None, None)
-    model = _try(problems, "model", lambda: ground.once("model", named, call=lambda: described(recipe)))
+    model = tried(problems, "model", lambda: ground.once("model", named, call=lambda: described(recipe)))
     kind = model.kind if isinstance(model, Reading) else CausalLM.kind
     for place in dict.fromkeys(str(model_path(p)) for p in (recipe.model, recipe.original, *recipe.oracle) if p):
         if is_model(Path(place)):
-            _try(problems, "model", partial(ground.once, "weights", place, call=partial(check_weights, place)))
-    audits = _try(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings, kind)) or []
+            tried(problems, "model", partial(ground.once, "weights", place, call=partial(check_weights, place)))
+    audits = tried(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings, kind)) or []
     verdict = _verdict(recipe.verdict, problems)
-    _try(problems, "device", lambda: device_of(recipe.device))
-    request = _try(
+    tried(problems, "device", lambda: device_of(recipe.device))
+    request = tried(
         problems,
         "request",
         lambda: ground.once("request", named, call=lambda: _request(recipe, model)),
@@ -128,7 +128,7 @@ def check(
         problems += out.problems({**inputs, **{f"oracle {k}": path for k, path in enumerate(recipe.oracle, 1)}})
     for name, path in (("original", recipe.original), *(("oracle", path) for path in recipe.oracle)):
         if path is not None:
-            _try(problems, name, lambda path=path: _comparable(path, model, recipe))  # type: ignore[misc]
+            tried(problems, name, lambda path=path: _comparable(path, model, recipe))  # type: ignore[misc]
     if request is not None:
         found = ground.once("preflight", named, call=lambda: _preflight(request, model))
         problems += [p for p in found if p.severity == "error"]
@@ -137,7 +137,7 @@ def check(
                 progress.warn(problem)
         if method is not None and model is not None:
             served = ground.once("served", named, call=lambda: _outline(recipe, model))
-            _try(problems, "method", lambda: method.check(served, request))
+            tried(problems, "method", lambda: method.check(served, request))
     if train is not None:
         problems += _blind(recipe, train)
         if train.stop.forget_target == "oracle" and not recipe.oracle:
@@ -205,14 +205,6 @@ def _preflight(request: DeletionRequest, model: TextEncoder | Reading | None) ->
     if isinstance(model, Reading):
         return labelled_preflight(request, model)
     return preflight(request, model, max_length=model.max_length if model else None)
-
-
-def _try(problems: list[Problem], where: str, call: Callable[[], T]) -> T | None:
-    try:
-        return call()
-    except BadInput as error:
-        problems += error.problems or [Problem(where, str(error), "change it")]
-        return None
 
 
 def _verdict(values: Mapping[str, Any], problems: list[Problem]) -> VerdictSettings | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from expunge.data.files import Duplicates, try_read_examples
 from expunge.data.labelled import Inputs, try_read_labelled
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, tried
 from expunge.forget_sets.base import ForgetSet, Hold
 from expunge.forget_sets.select import configured, select_forget_set
 from expunge.requests.labelled import labelled_preflight
@@ -102,9 +102,11 @@ def write_forget_set(
     progress = progress or Progress()
     folder = Path(out)
     problems: list[Problem] = []
-    chosen = _try(problems, lambda: configured(selector, settings))
+    chosen = tried(problems, "forget set", lambda: configured(selector, settings))
     recipe = _recipe(model, data, holdout, seed, columns, duplicates, loading, problems)
-    reading = _try(problems, lambda: described(recipe)) if recipe is not None and model is not None else None
+    reading = (
+        tried(problems, "forget set", lambda: described(recipe)) if recipe is not None and model is not None else None
+    )
     if chosen is not None and chosen.needs_model and model is None:
         problems += chosen.model_problems(None)
     sets = _read(recipe, reading if isinstance(reading, Reading) else None, reading is not None, inputs, problems)
@@ -114,7 +116,7 @@ def write_forget_set(
         # A model that cannot be described was reported already.
         problems += [p for p in found if not (model is not None and reading is None and "asks a model" in p.what)]
     if "data" in sets and isinstance(reading, Reading) and not problems:
-        _try(problems, lambda: reading.encode(sets["data"]))
+        tried(problems, "forget set", lambda: reading.encode(sets["data"]))
     problems += _folder_problems(folder, {"data": data, "holdout": holdout, "model": model})
     if problems or chosen is None or recipe is None:
         raise BadInput(list(dict.fromkeys(problems)))
@@ -173,7 +175,7 @@ def _recipe(
     """Return the settings that an unlearning run would read the same files with."""
     given = {"model": model or "-", "forget": data, "holdout": holdout, "seed": seed, "columns": dict(columns or {}),
              "duplicates": duplicates, **loading}  # fmt: skip
-    return _try(problems, lambda: read_recipe(None, given))
+    return tried(problems, "forget set", lambda: read_recipe(None, given))
 
 
 def _read(
@@ -300,11 +302,3 @@ def _write(
 def _hashes(data: str, holdout: str | None, model: str | None) -> dict[str, str]:
     found = {name: facts.data_sha256(source) for name, source in (("data", data), ("holdout", holdout)) if source}
     return {**found, **({"model": facts.weights_sha256(model_path(model))} if model else {})}
-
-
-def _try(problems: list[Problem], call: Callable[[], T]) -> T | None:
-    try:
-        return call()
-    except BadInput as error:
-        problems += error.problems or [Problem("forget set", str(error), "change it")]
-        return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.tasks.examples import LabelledExamples
 from expunge.tasks.image_inputs import Augment, ImageInputs
 from expunge.tasks.inputs import Inputs, inputs_of
@@ -45,10 +45,8 @@ class Reading:
         problems: list[Problem] = []
         parts: list[Any] = []
         for part in (self.inputs, self.outcome):
-            try:
+            with collected(problems):
                 parts.append(part.encode(examples))
-            except BadInput as error:
-                problems += error.problems
         if problems:
             raise BadInput(problems)
         return LabelledExamples(list(examples["id"][:]), parts[0], parts[1])

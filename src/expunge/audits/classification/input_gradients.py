@@ -24,7 +24,7 @@ from torch import Tensor
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar, Table
 from expunge.audits.intervals import mean_interval
 from expunge.audits.observations import Observations
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.requests.places import some
 from expunge.tasks.attribution import Of, input_gradients
 from expunge.tasks.examples import LabelledExamples
@@ -116,10 +116,8 @@ class InputGradients(Audit):
             if name not in seen.models
         ]
         for name in [n for n in self._chosen(seen) if n in seen.models]:
-            try:
+            with collected(problems):
                 seen.models[name].fresh(0)
-            except BadInput as error:
-                problems += error.problems
         if problems:
             raise BadInput(problems)
 

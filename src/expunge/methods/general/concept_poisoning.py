@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.methods.base import MethodConfig, ObjectiveMethod, Run
 from expunge.methods.general.concept_images import Infection, infer_concepts, poisoned_images
 from expunge.methods.general.concept_words import infer_words, poisoned_texts
@@ -128,10 +128,8 @@ class ConceptPoisoning(ObjectiveMethod):
             BadInput: every problem.
         """
         problems: list[Problem] = []
-        try:
+        with collected(problems):
             super().check(task, request)
-        except BadInput as error:
-            problems += error.problems
         if not problems:
             problems += self._foreign_settings(task.kind)
         if not problems and task.kind == "image_classifier":

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.methods.base import Method, MethodConfig, ObjectiveMethod, Run, Unlearned, settle
 from expunge.methods.run import METHODS
 from expunge.methods.stages import DONE, keep_weights, put_back
@@ -88,17 +88,13 @@ class Prune(Method):
             BadInput: every problem.
         """
         problems: list[Problem] = []
-        try:
+        with collected(problems):
             super().check(task, request)
-        except BadInput as error:
-            problems += error.problems
-        try:
+        with collected(problems, "then"):
             method, settings = self._following()
             problems += self._misfits(method, settings)
             if not problems:
                 method.check(task, request)
-        except BadInput as error:
-            problems += error.problems or [Problem("then", str(error), "see `expunge methods`")]
         if problems:
             raise BadInput(problems)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from datasets import Dataset
 from pydantic import Field, NonNegativeInt
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.methods.alternatives import plain, refuse_raw_text
 from expunge.methods.base import Method, MethodConfig, RemovalLevel, Run, Unlearned
 from expunge.requests.request import DeletionRequest
@@ -117,12 +117,10 @@ class InContext(Method):
         """
         problems: list[Problem] = []
         config = self.config
-        try:
+        with collected(problems):
             super().check(task, request)
             if config.forget_shots:
                 refuse_raw_text(request.forget)
-        except BadInput as error:
-            problems += error.problems
         if not (config.forget_shots or config.retain_shots or config.instruction):
             problems.append(
                 Problem(f"method {self.id}", "has nothing to say", "give forget_shots, retain_shots or an instruction")

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.methods.base import MethodConfig, ObjectiveMethod, Run
 from expunge.methods.terms import RetainConfig
 from expunge.requests.request import DeletionRequest
@@ -122,10 +122,8 @@ class RMU(ObjectiveMethod):
             BadInput: every problem.
         """
         problems: list[Problem] = []
-        try:
+        with collected(problems):
             super().check(task, request)
-        except BadInput as error:
-            problems += error.problems
         if task.kind in self.tasks:
             problems += self._layer_problems(task)
         if problems:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
 from expunge.methods.base import MethodConfig, ObjectiveMethod, Run
 from expunge.methods.language.anchors import find_anchors, read_anchors, write_anchors
 from expunge.methods.language.generic_labels import (
@@ -159,15 +159,11 @@ class WHP(ObjectiveMethod):
             BadInput: every problem.
         """
         problems: list[Problem] = []
-        try:
+        with collected(problems):
             super().check(task, request)
-        except BadInput as error:
-            problems += error.problems
         if self.config.anchors_file is not None:
-            try:
+            with collected(problems):
                 read_anchors(self.config.anchors_file)
-            except BadInput as error:
-                problems += error.problems
         if task.kind in self.tasks and not task.tokenizer.is_fast:  # type: ignore[attr-defined]
             what = "has no character offsets, by which the two texts are matched"
             problems.append(Problem(f"method {self.id}: tokenizer", what, "use its fast version"))
