@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from expunge.benchmarks import predictor_tables
 from expunge.benchmarks.base import read_options
 from expunge.benchmarks.classification import Classification, ClassificationOptions
 from expunge.errors import BadInput
@@ -12,7 +11,7 @@ from expunge.runs.progress import Progress
 
 
 def test_a_table_from_options_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor_tables, "run_all", lambda call, given, **_: (call(*g) for g in given))
+    monkeypatch.setattr("expunge.runs.engine.run_all", lambda call, given, **_: (call(*g) for g in given))
     given = {"dataset": "digits", "scenario": ["random"], "methods": ["random_label,ssd"], "seeds": ["0"],
              "size": 120, "trials": 1, "out": tmp_path, "overrides": ["epochs=2"]}  # fmt: skip
     given["dataset"] = ["digits"]

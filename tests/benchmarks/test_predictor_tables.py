@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from expunge.audits.classification.average_gap import average_gap
-from expunge.benchmarks import predictor_data, predictor_tables
+from expunge.benchmarks import predictor_data
 from expunge.benchmarks.predictor_tables import TUNING_SEED, Plan, _choose, check_plan, run_plan
 from expunge.errors import BadInput
 from expunge.runs.progress import Progress
@@ -21,7 +21,7 @@ def here(call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], **_: An
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.setattr(predictor_tables, "run_all", here)
+    monkeypatch.setattr("expunge.runs.engine.run_all", here)
     digits = predictor_data.CLASSIFICATION["digits"]
     short = replace(digits, training={**digits.training, "epochs": 2})
     monkeypatch.setitem(predictor_data.CLASSIFICATION, "digits", short)  # type: ignore[arg-type]

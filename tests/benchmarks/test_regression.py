@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.benchmarks import predictor_data, predictor_tables
+from expunge.benchmarks import predictor_data
 from expunge.benchmarks.base import read_options
 from expunge.benchmarks.predictor_data import REGRESSION, make_request, read_data
 from expunge.benchmarks.predictor_measures import kept_test, measure_regressor
@@ -29,7 +29,7 @@ def shells(tmp_path: Path) -> Path:
 
 
 def test_a_table_from_options_to_files(shells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor_tables, "run_all", lambda call, given, **_: (call(*g) for g in given))
+    monkeypatch.setattr("expunge.runs.engine.run_all", lambda call, given, **_: (call(*g) for g in given))
     short = replace(REGRESSION["abalone"], training={**REGRESSION["abalone"].training, "epochs": 8, "batch_size": 32})
     monkeypatch.setitem(predictor_data.REGRESSION, "abalone", short)  # type: ignore[arg-type]
     read_data.cache_clear()

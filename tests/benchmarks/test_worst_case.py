@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from expunge.audits.classification.average_gap import average_gap
-from expunge.benchmarks import predictor_tables, worst_case, worst_case_sets
+from expunge.benchmarks import worst_case
 from expunge.benchmarks.base import read_options
 from expunge.benchmarks.predictor_data import CLASSIFICATION
 from expunge.benchmarks.predictor_tables import Found
@@ -28,8 +28,7 @@ def run(out: Path, **given: Any) -> Any:
 def test_a_table_from_options_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(CLASSIFICATION["digits"], training={**CLASSIFICATION["digits"].training, "epochs": 4})
     monkeypatch.setitem(CLASSIFICATION, "digits", short)  # type: ignore[attr-defined]
-    for module in (predictor_tables, worst_case_sets):
-        monkeypatch.setattr(module, "run_all", lambda call, given, **_: (call(*g) for g in given))
+    monkeypatch.setattr("expunge.runs.engine.run_all", lambda call, given, **_: (call(*g) for g in given))
     result = run(tmp_path)
     rows, columns = result.gaps("digits")
     by_name = {str(row["method"]): row for row in rows}

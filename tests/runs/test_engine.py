@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from expunge.errors import BadInput, MissingExtra
-from expunge.runs.engine import run_all
+from expunge.runs.engine import run_all, run_in_order
 
 # A cluster pickles functions of a test file by reference and cannot import this file: a function of a library is used.
 CALL = os.path.join
@@ -31,6 +32,23 @@ def test_a_missing_library_says_which_extra(engine: str, module: str, monkeypatc
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf"expunge\[{engine}\]"):
         list(run_all(CALL, PAIRS, engine=engine))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_in_order_is_the_order_of_the_arguments(jobs: int) -> None:
+    heard: list[tuple[int, int, str]] = []
+    found = run_in_order(CALL, PAIRS, jobs=jobs, heard=lambda *told: heard.append(told))
+    assert found == [f"a/{k}" for k in range(5)]
+    assert [told[:2] for told in heard] == [(k, 5) for k in range(1, 6)]
+    assert sorted(told[2] for told in heard) == found
+
+
+def test_whoever_ends_first_is_not_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backwards(call: Any, given: Any, **_: Any) -> Any:
+        return (call(*one) for one in reversed(given))
+
+    monkeypatch.setattr("expunge.runs.engine.run_all", backwards)
+    assert run_in_order(CALL, PAIRS) == [f"a/{k}" for k in range(5)]
 
 
 def test_dask_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

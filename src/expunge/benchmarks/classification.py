@@ -18,7 +18,7 @@ from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
 from expunge.benchmarks.predictor_data import CLASSIFICATION
 from expunge.benchmarks.predictor_result import PredictorResult
 from expunge.benchmarks.predictor_settings import COMMON
-from expunge.benchmarks.predictor_tables import Found, Plan, Record, check_plan, run_plan
+from expunge.benchmarks.predictor_tables import Distance, Plan, Record, check_plan, run_plan
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import nested
 from expunge.registry import near_names
@@ -74,11 +74,8 @@ class Classification(Benchmark[ClassificationOptions]):
     Options = ClassificationOptions
 
     def run(self, options: ClassificationOptions, progress: Progress) -> PredictorResult:
-        plans = plans_of(options, CLASSIFICATION)
-        for plan in plans:
-            check_plan(plan)
-        found = {plan.dataset: run_plan(plan, average_gap, progress) for plan in plans}
-        return finished(self.title.partition(":")[0], found, options, COLUMNS, compare, NOTES)
+        plans, title = plans_of(options, CLASSIFICATION, options.scenario), self.title.partition(":")[0]
+        return tables(title, options, plans, average_gap, COLUMNS, compare, NOTES, progress)
 
 
 def compare(mine: Sequence[Record], oracles: Sequence[Record]) -> Mapping[str, Sequence[float]]:
@@ -87,13 +84,14 @@ def compare(mine: Sequence[Record], oracles: Sequence[Record]) -> Mapping[str, S
     return {"gap": each, "gap_of_means": [gap_of_means(mine, oracles)]}
 
 
-def plans_of(options: Any, known: Mapping[str, Any], *, first: bool = False) -> list[Plan]:
+def plans_of(options: Any, known: Mapping[str, Any], scenarios: Sequence[str], *, first: bool = False) -> list[Plan]:
     """Return one plan per data set.
 
     Args:
         options: those of a benchmark of this kind.
         known: the data sets that it has.
-        first: where no scenario is asked for, take the first of each data set instead of all.
+        scenarios: what is asked for; all that a data set has if empty.
+        first: where nothing is asked for, take the first scenario of each data set instead of all.
 
     Raises:
         BadInput: unknown data sets, or a scenario that none of them has.
@@ -107,7 +105,7 @@ def plans_of(options: Any, known: Mapping[str, Any], *, first: bool = False) -> 
     offered = list(dict.fromkeys(s for name in there for s in known[name].scenarios))
     problems += [
         Problem("--scenario", f"'{name}' is one of none of the data sets", near_names(name, offered))
-        for name in options.scenario
+        for name in scenarios
         if name not in offered
     ]
     given = nested(read_recipe(None, {"model": "-", "forget": "-"}, options.overrides).settings)
@@ -115,14 +113,14 @@ def plans_of(options: Any, known: Mapping[str, Any], *, first: bool = False) -> 
     for name in dict.fromkeys(there):
         own = list(known[name].scenarios)
         usual = own[:1] if first else own
-        scenarios = tuple(s for s in own if s in (options.scenario or usual))
-        if not scenarios:
-            what = f"{name} has none of {', '.join(options.scenario)}"
+        chosen = tuple(s for s in own if s in (scenarios or usual))
+        if not chosen:
+            what = f"{name} has none of {', '.join(scenarios)}"
             problems.append(Problem("--scenario", what, f"it has {', '.join(known[name].scenarios)}"))
             continue
         plans.append(
             Plan(
-                name, options.data, options.size, scenarios, options.methods, tuple(dict.fromkeys(options.seeds)),
+                name, options.data, options.size, chosen, options.methods, tuple(dict.fromkeys(options.seeds)),
                 options.trials, given, options.out, options.jobs,
             )
         )  # fmt: skip
@@ -131,19 +129,28 @@ def plans_of(options: Any, known: Mapping[str, Any], *, first: bool = False) -> 
     return plans
 
 
-def finished(
+def facts_of(options: Any, **more: Any) -> dict[str, Any]:
+    """Return what a result says of how it was made."""
+    return {
+        "date": now(), "versions": versions(), "hardware": hardware(), "seeds": list(options.seeds),
+        "trials": options.trials, "common": dict(COMMON), "overrides": list(options.overrides), **more,
+    }  # fmt: skip
+
+
+def tables(
     title: str,
-    found: Mapping[str, Found],
     options: Any,
+    plans: Sequence[Plan],
+    distance: Distance,
     columns: tuple[Column, ...],
     compare: Any,
     notes: tuple[str, ...],
+    progress: Progress,
 ) -> PredictorResult:
-    """Return the result of a run and write its tables."""
-    facts = {
-        "date": now(), "versions": versions(), "hardware": hardware(), "seeds": list(options.seeds),
-        "trials": options.trials, "common": dict(COMMON), "overrides": list(options.overrides),
-    }  # fmt: skip
-    result = PredictorResult(title, found, columns, compare, notes, facts)
+    """Check all plans, then run them, and write their tables."""
+    for plan in plans:
+        check_plan(plan)
+    found = {plan.dataset: run_plan(plan, distance, progress) for plan in plans}
+    result = PredictorResult(title, found, columns, compare, notes, facts_of(options))
     result.write(options.out)
     return result

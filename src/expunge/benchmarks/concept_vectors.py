@@ -10,10 +10,8 @@ Source: Hong et al. 2024, Intrinsic Evaluation of Unlearning Using Parametric Kn
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +27,7 @@ from expunge.methods.base import nested, settle
 from expunge.methods.run import METHODS
 from expunge.reports.leaderboard import CellValue, Column, over_seeds, to_csv, to_markdown
 from expunge.requests.request import example_id
+from expunge.runs.engine import run_in_order
 from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import read_recipe
@@ -196,19 +195,8 @@ def _published(options: ConceptVectorsOptions) -> Path:
 
 
 def _run_all(cells: Sequence[Cell], progress: Progress, jobs: int | None) -> list[dict[str, Any]]:
-    workers = min(len(cells), jobs or os.cpu_count() or 1)
-    if workers == 1:
-        found = []
-        for number, cell in enumerate(cells, 1):
-            found.append(run_cell(cell))
-            progress.step(number, len(cells), {})
-        return found
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = []
-        for number, result in enumerate(pool.map(run_cell, cells), 1):
-            found.append(result)
-            progress.step(number, len(cells), {})
-        return found
+    heard = lambda done, total, _: progress.step(done, total, {})  # noqa: E731
+    return run_in_order(run_cell, [(cell,) for cell in cells], jobs=jobs, heard=heard)
 
 
 def _seeds(cells: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -10,11 +10,9 @@ Source: Goel et al. 2024, Corrective Machine Unlearning (arXiv:2402.14015).
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,16 +30,17 @@ from expunge.benchmarks.corrective_cell import (
     make_case,
     run_setting,
 )
+from expunge.benchmarks.predictor_settings import check_given, known_to
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import nested, settle
 from expunge.methods.run import METHODS
 from expunge.registry import near_names
 from expunge.reports.leaderboard import CellValue, Column, over_seeds, page, render_table, to_markdown
 from expunge.reports.plots import draw
+from expunge.runs.engine import run_in_order
 from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import read_recipe
-from expunge.training.settings import TrainSettings
 
 KINDS = {"poison": "Poison", "confusion": "Label confusion"}
 NUMBERS = {"acc_corr": "Acc_corr (%)", "acc_retain": "Acc_retain (%)"}
@@ -214,16 +213,10 @@ def _methods(options: CorrectiveOptions) -> dict[str, list[dict[str, Any]]]:
     if problems:
         raise BadInput(problems)
     given = nested(read_recipe(None, {"model": "-", "forget": "-"}, options.overrides).settings)
-    loop = set(TrainSettings.model_fields)
-    own = {name: set(METHODS.get(name).Config.model_fields) for name in options.methods}
-    known = loop.union(*own.values())
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        what = "is a setting of none of the methods"
-        raise BadInput([Problem(f"--set {key}", what, near_names(key, sorted(known))) for key in unknown])
+    check_given(options.methods, given)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in options.methods:
-        mine = {key: value for key, value in given.items() if key in loop | own[name]}
+        mine = known_to(name, given)
         # A setting that is given leaves no choice of it: candidates that then are equal are one.
         merged = [{**candidate, **mine} for candidate in CANDIDATES.get(name, [{}])]
         found[name] = [candidate for k, candidate in enumerate(merged) if candidate not in merged[:k]]
@@ -239,18 +232,8 @@ def _run_all(
     options: CorrectiveOptions,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(len(settings), options.jobs or cores)
-    records: list[dict[str, Any]] = []
-    folder = options.out / "cells"
-    if workers == 1:
-        for number, setting in enumerate(settings, 1):
-            records += run_setting(setting, fractions, methods, folder)
-            progress.step(number, len(settings), f"{setting.corruption}, seed {setting.seed}")
-        return records
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_setting, setting, fractions, methods, folder) for setting in settings]
-        for number, (setting, future) in enumerate(zip(settings, futures, strict=True), 1):
-            records += future.result()
-            progress.step(number, len(settings), f"{setting.corruption}, seed {setting.seed}")
-    return records
+    def heard(done: int, total: int, records: Sequence[Mapping[str, Any]]) -> None:
+        progress.step(done, total, f"{records[0]['corruption']}, seed {records[0]['seed']}")
+
+    arguments = [(setting, fractions, methods, options.out / "cells") for setting in settings]
+    return list(chain(*run_in_order(run_setting, arguments, jobs=options.jobs, heard=heard)))

@@ -10,7 +10,6 @@ Source: Goel et al. 2024, Corrective Machine Unlearning (arXiv:2402.14015), sect
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,8 +21,10 @@ from datasets import Dataset
 
 from expunge.audits.classification.corrected_accuracy import attack_success, corrected
 from expunge.data import corruptions, known_sets, scenarios
+from expunge.errors import BadInput
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest, example_id
+from expunge.runs.folder import RunFolder
 from expunge.tasks.factories import Factory
 from expunge.tasks.image_inputs import ImageInputs
 from expunge.tasks.predictor import Predictor
@@ -188,8 +189,6 @@ def choose(
     Raises:
         BadInput: every candidate is refused.
     """
-    from expunge.errors import BadInput
-
     best: tuple[float, Predictor, Mapping[str, Any], float] | None = None
     refused: BadInput | None = None
     for settings in candidates:
@@ -255,7 +254,8 @@ def run_setting(
                 record |= {"known": len(request.forget), "settings": dict(chosen), "seconds": seconds}
             found[method, share] = record | measure_damage(case, model)
             if (file := files[method, share]) is not None:
-                _write(file, found[method, share])
+                file.parent.mkdir(parents=True, exist_ok=True)
+                RunFolder(file.parent).write_json(file.name, found[method, share])
     return [found[method, share] for method, share, _ in wanted]
 
 
@@ -263,10 +263,3 @@ def _trained(start: Predictor, request: DeletionRequest, method: str, settings: 
     model = unlearn(start, request, method, settings=settings).model
     assert isinstance(model, Predictor)
     return model
-
-
-def _write(file: Path, record: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(scratch, file)

@@ -7,7 +7,6 @@ measured of the retrained one too, by the same call.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -182,7 +181,5 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     if "failed" in record:
         return record
     cell.folder.mkdir(parents=True, exist_ok=True)
-    scratch = cell.folder / ".result.json"
-    scratch.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(scratch, done)
+    RunFolder(cell.folder).write_json(done.name, record)
     return record

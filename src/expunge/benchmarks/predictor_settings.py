@@ -70,7 +70,7 @@ def trials(method: str, count: int, given: Mapping[str, Any]) -> list[dict[str, 
     """
     chosen = METHODS.get(method)
     own, loop = set(chosen.Config.model_fields), set(TrainSettings.model_fields)
-    mine = {key: value for key, value in given.items() if key in own | loop}
+    mine = known_to(method, given)
     base = {**COMMON, **OWN.get(method, {}), **mine}
     key, values = STRENGTHS.get(method, ("learning_rate", LEARNING_RATES))
     rungs = [{key: mine[key]}] if key in mine else [{key: value} for value in values[:count]]
@@ -82,6 +82,12 @@ def trials(method: str, count: int, given: Mapping[str, Any]) -> list[dict[str, 
     for settings in found:
         settle(chosen, settings)
     return found
+
+
+def known_to(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a method or its training knows."""
+    known = {*METHODS.get(method).Config.model_fields, *TrainSettings.model_fields}
+    return {key: value for key, value in given.items() if key in known}
 
 
 def check_given(methods: Sequence[str], given: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from expunge.benchmarks.predictor_data import known_data
 from expunge.benchmarks.predictor_settings import check_given, serving, trials
 from expunge.errors import BadInput, Problem
 from expunge.requests.request import example_id
-from expunge.runs.engine import run_all
+from expunge.runs.engine import run_in_order
 from expunge.runs.progress import Progress
 
 TUNING_SEED = 1000
@@ -161,16 +161,13 @@ def _train(plan: Plan, tuned: bool, progress: Progress) -> dict[str, dict[int, f
                 jobs.append(ModelJob(plan.model("other", scenario, seed), place, False, OTHER + seed))
     progress.stage(f"{plan.dataset}: training {len(jobs)} models from nothing")
     spent: dict[str, dict[int, float]] = {scenario: {} for scenario in plan.scenarios}
-    for number, done in enumerate(run_all(_trained, [(job,) for job in jobs], jobs=plan.jobs), 1):
-        job, found = done
+    trained = run_in_order(
+        train_model, [(job,) for job in jobs], jobs=plan.jobs, heard=lambda done, total, _: progress.step(done, total)
+    )
+    for job, found in zip(jobs, trained, strict=True):
         if not job.whole and job.seed < OTHER and job.place.seed in plan.seeds:
             spent[job.place.scenario][job.place.seed] = found["cpu_seconds"]
-        progress.step(number, len(jobs), job.folder.name)
-    return {scenario: dict(sorted(times.items())) for scenario, times in spent.items()}
-
-
-def _trained(job: ModelJob) -> tuple[ModelJob, dict[str, Any]]:
-    return job, train_model(job)
+    return spent
 
 
 def _cell(
@@ -206,15 +203,11 @@ def _table_cells(plan: Plan, settings: Mapping[str, Mapping[str, Mapping[str, An
 
 def _run(cells: Sequence[Cell], jobs: int | None, progress: Progress) -> list[Record]:
     """Run the cells and return their records in the order of the cells."""
-    found: dict[str, Record] = {}
-    for number, (folder, record) in enumerate(run_all(_ran, [(cell,) for cell in cells], jobs=jobs), 1):
-        found[folder] = record
-        progress.step(number, len(cells), f"{record['scenario']} {record['method']} seed {record['seed']}")
-    return [found[str(cell.folder)] for cell in cells]
 
+    def heard(done: int, total: int, record: Mapping[str, Any]) -> None:
+        progress.step(done, total, f"{record['scenario']} {record['method']} seed {record['seed']}")
 
-def _ran(cell: Cell) -> tuple[str, Record]:
-    return str(cell.folder), run_cell(cell)
+    return run_in_order(run_cell, [(cell,) for cell in cells], jobs=jobs, heard=heard)
 
 
 def _choose(

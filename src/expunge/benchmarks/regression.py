@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from expunge.benchmarks.base import Benchmark, Flag
-from expunge.benchmarks.classification import ClassificationOptions, finished, plans_of
+from expunge.benchmarks.classification import ClassificationOptions, plans_of, tables
 from expunge.benchmarks.predictor_data import REGRESSION
 from expunge.benchmarks.predictor_result import PredictorResult
-from expunge.benchmarks.predictor_tables import Record, check_plan, run_plan
+from expunge.benchmarks.predictor_tables import Record
 from expunge.reports.leaderboard import Column
 from expunge.runs.progress import Progress
 
@@ -64,11 +64,8 @@ class Regression(Benchmark[RegressionOptions]):
     Options = RegressionOptions
 
     def run(self, options: RegressionOptions, progress: Progress) -> PredictorResult:
-        plans = plans_of(options, REGRESSION, first=True)
-        for plan in plans:
-            check_plan(plan)
-        found = {plan.dataset: run_plan(plan, distance, progress) for plan in plans}
-        return finished("Regressors of tables", found, options, COLUMNS, compare, NOTES)
+        plans, title = plans_of(options, REGRESSION, options.scenario, first=True), self.title.partition(":")[0]
+        return tables(title, options, plans, distance, COLUMNS, compare, NOTES, progress)
 
 
 def distance(record: Mapping[str, Any], oracle: Mapping[str, Any]) -> float:

@@ -10,10 +10,7 @@ Source: Jin et al. 2024, RWKU: Benchmarking Real-World Knowledge Unlearning for 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +28,7 @@ from expunge.methods.base import nested, settle
 from expunge.methods.run import METHODS
 from expunge.reports.leaderboard import CellValue, Column, over_seeds, page, render_table, to_csv, to_markdown
 from expunge.requests.request import example_id
+from expunge.runs.engine import run_in_order
 from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import read_recipe
@@ -311,10 +309,7 @@ def _cell(
 
 
 def _run_all(cells: Sequence[Cell], progress: Progress, jobs: int | None) -> list[dict[str, Any]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    records: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(min(len(cells), jobs or cores), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for record in pool.map(run_cell, cells):
-            records.append(record)
-            progress.step(len(records), len(cells), f"{record['method']} seed {record['seed']}, {record['target']}")
-    return records
+    def heard(done: int, total: int, record: Mapping[str, Any]) -> None:
+        progress.step(done, total, f"{record['method']} seed {record['seed']}, {record['target']}")
+
+    return run_in_order(run_cell, [(cell,) for cell in cells], jobs=jobs, heard=heard)

@@ -15,16 +15,14 @@ from pydantic import Field, PositiveInt
 
 from expunge.audits.classification.average_gap import average_gap
 from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
-from expunge.benchmarks.classification import COLUMNS, NOTES, compare, plans_of
+from expunge.benchmarks.classification import COLUMNS, NOTES, compare, facts_of, plans_of
 from expunge.benchmarks.predictor_data import CLASSIFICATION, known_data
 from expunge.benchmarks.predictor_result import ORACLE, PredictorResult
-from expunge.benchmarks.predictor_settings import COMMON
 from expunge.benchmarks.predictor_tables import Found, check_plan, run_plan
 from expunge.benchmarks.worst_case_sets import SetsPlan, make_sets, selector_settings
 from expunge.errors import BadInput, Problem
 from expunge.reports.leaderboard import CellValue, Column, over_seeds, to_markdown
 from expunge.requests.request import example_id
-from expunge.runs.facts import hardware, now, versions
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import read_recipe
 
@@ -81,7 +79,8 @@ class WorstCaseBench(Benchmark[WorstCaseOptions]):
         if options.tune == "random" and "random" not in sets:
             what = "is random, and there are no random sets to choose settings on"
             raise BadInput(Problem("--tune", what, "add random to --sets, or give --tune each"))
-        plain = plans_of(_AsClassification(options), CLASSIFICATION)
+        # The data sets are checked with a random forget set in the place of those that are still to be chosen.
+        plain = plans_of(options, CLASSIFICATION, ("random",))
         for plan in plain:
             check_plan(plan)
         out = options.out / f"sets-{example_id({'settings': settings})[:8]}"
@@ -94,11 +93,7 @@ class WorstCaseBench(Benchmark[WorstCaseOptions]):
                 found[plan.dataset] = run_plan(own, average_gap, progress)
             else:
                 found[plan.dataset] = _carried_over(own, progress)
-        facts = {
-            "date": now(), "versions": versions(), "hardware": hardware(), "seeds": list(options.seeds),
-            "trials": options.trials, "common": dict(COMMON), "overrides": list(options.overrides),
-            "size": options.size, "tune": options.tune, "selectors": settings,
-        }  # fmt: skip
+        facts = facts_of(options, size=options.size, tune=options.tune, selectors=settings)
         result = WorstCaseResult("Forget sets", found, COLUMNS, compare, NOTES, facts, chosen)
         result.write(options.out)
         return result
@@ -123,18 +118,6 @@ def _carried_over(plan: SetsPlan, progress: Progress) -> Found:
         ordered({**first.left_out, **rest.left_out}),
         ordered({**first.retraining, **rest.retraining}),
     )
-
-
-class _AsClassification:
-    """The options as ``plans_of`` reads them: the data sets are checked with a random forget set in place of others."""
-
-    scenario = ("random",)
-
-    def __init__(self, options: WorstCaseOptions):
-        self._options = options
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._options, name)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from expunge.benchmarks.predictor_tables import ORIGINAL, TUNING_SEED, Plan
 from expunge.errors import BadInput, Problem
 from expunge.forget_sets.base import FORGET_SETS
 from expunge.forget_sets.select import configured, select_forget_set
-from expunge.runs.engine import run_all
+from expunge.runs.engine import run_in_order
 from expunge.runs.folder import RunFolder
 from expunge.runs.progress import Progress
 from expunge.tasks.predictor import Predictor
@@ -128,8 +128,8 @@ def make_sets(plan: SetsPlan, settings: Mapping[str, Mapping[str, Any]], progres
         ModelJob(plan.model("original", "", seed), anywhere, True, ORIGINAL + seed) for seed in plan.every_seed
     ]
     progress.stage(f"{plan.dataset}: training {len(originals)} models on everything")
-    for number, _ in enumerate(run_all(_trained, [(job,) for job in originals], jobs=plan.jobs), 1):
-        progress.step(number, len(originals))
+    told: Any = lambda done, total, _: progress.step(done, total)  # noqa: E731
+    run_in_order(train_model, [(job,) for job in originals], jobs=plan.jobs, heard=told)
     jobs = [
         SetJob(
             plan.ids(name, seed), plan.dataset, plan.where, plan.size, plan.model("original", "", seed), name, own, seed
@@ -139,16 +139,7 @@ def make_sets(plan: SetsPlan, settings: Mapping[str, Mapping[str, Any]], progres
     ]  # fmt: skip
     progress.stage(f"{plan.dataset}: choosing {len(jobs)} forget sets")
     found: dict[str, Any] = {name: {} for name in settings}
-    for number, (job, state) in enumerate(run_all(_chosen, [(job,) for job in jobs], jobs=plan.jobs), 1):
+    chosen = run_in_order(choose_set, [(job,) for job in jobs], jobs=plan.jobs, heard=told)
+    for job, state in zip(jobs, chosen, strict=True):
         found[job.selector][job.seed] = state
-        progress.step(number, len(jobs), f"{job.selector} seed {job.seed}")
     return found
-
-
-def _trained(job: ModelJob) -> str:
-    train_model(job)
-    return job.folder.name
-
-
-def _chosen(job: SetJob) -> tuple[SetJob, dict[str, Any]]:
-    return job, choose_set(job)

@@ -52,6 +52,36 @@ def run_all(
             yield from parallel(joblib.delayed(call)(*given) for given in arguments)
 
 
+def run_in_order(
+    call: Callable[..., T],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    jobs: int | None = None,
+    heard: Callable[[int, int, T], None] | None = None,
+) -> list[T]:
+    """Make a call for every tuple of arguments on this machine, several at a time, and return what each gives.
+
+    Args:
+        call, arguments, jobs: as in ``run_all``.
+        heard: told, as each call ends, how many have, of how many, and what it gave.
+
+    Returns:
+        In the order of the arguments.
+    """
+    found: dict[int, T] = {}
+    numbered = [(place, call, given) for place, given in enumerate(arguments)]
+    with contextlib.closing(run_all(_numbered, numbered, jobs=jobs)) as ended:
+        for count, (place, result) in enumerate(ended, 1):
+            found[place] = result
+            if heard is not None:
+                heard(count, len(arguments), result)
+    return [found[place] for place in range(len(arguments))]
+
+
+def _numbered(place: int, call: Callable[..., T], given: tuple[Any, ...]) -> tuple[int, T]:
+    return place, call(*given)
+
+
 @contextlib.contextmanager
 def connected(engine: Engine, cluster: str | None = None) -> Iterator[None]:
     """Connect to a cluster, or use the connection that this process has; see ``run_all``."""

@@ -25,7 +25,6 @@ from expunge.selections.layer_gradients import (
     Seen,
     backward,
     calls_in,
-    gradients_of,
     layers_of,
     recording,
     squares_of,
@@ -123,43 +122,6 @@ def _gradient(
             losses = F.cross_entropy(found.logits, labels, reduction="none").masked_fill(~found.labelled, 0.0)
         loss = losses.sum() / sum(part.labelled(i) for i in range(len(part)))
     return torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-
-
-def per_example_gradients(
-    task: Predictor, part: LabelledExamples, parameters: Mapping[str, Tensor], loss: Loss
-) -> dict[str, Tensor]:
-    """Return the gradient of every example of a batch, of all of them at once.
-
-    Args:
-        task: a model with one prediction per example, in evaluation mode, see ``differentiable``.
-        part: B examples.
-        parameters: with respect to what, by name.
-        loss: maps (B, C) outputs and (B, ...) targets to (B,) losses.
-
-    Returns:
-        Name -> (B, *shape).
-    """
-    found: dict[str, Tensor] = {}
-    layers = layers_for(task, part, parameters)
-    try:
-        with recorded_forward(task, part, layers) as (outputs, targets, seen):
-            with torch.enable_grad():
-                losses = loss(outputs, targets)
-            calls = calls_in(seen, layers, len(part))
-            gradients = backward(calls, losses, keep=False) if calls else []
-            for names, call, gradient in zip(layers.owned.values(), calls, gradients, strict=True):
-                rows = gradients_of(call, gradient)
-                found |= {full: rows[own] for own, full in names.items()}
-    except NotApart:
-        layers = replace(layers, owned={}, rest=list(parameters))
-    rest = {name: parameters[name] for name in layers.rest}
-    if rest and isinstance(part.inputs, Tensor):
-        found |= _mapped(task, part, rest, loss)
-    elif rest:
-        each = [_single(task, part.take([i]), rest, loss) for i in range(len(part))]
-        found |= {name: torch.stack([one[name] for one in each]) for name in rest}
-    zero = {name: p.new_zeros(len(part), *p.shape) for name, p in parameters.items() if name not in found}
-    return found | zero
 
 
 def chunks(task: Predictor, encoded: LabelledExamples, numbers: int) -> Iterator[LabelledExamples]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from expunge.selections.layer_rules import RULES
+from expunge.selections.layer_rules import RULED, RULES
 
 
 class NotApart(RuntimeError):
@@ -82,7 +82,7 @@ def layers_with_rules(model: nn.Module, parameters: Mapping[str, Tensor]) -> dic
     names = {id(p): name for name, p in parameters.items()}
     found = {}
     for name, module in model.named_modules():
-        if type(module) not in RULES or not _plain(module):
+        if type(module) not in RULED or not _plain(module):
             continue
         asked = {k: names[id(p)] for k, p in module.named_parameters(recurse=False) if id(p) in names}
         if asked and all(owners[id(p)] == 1 for p in module.parameters(recurse=False)):
@@ -175,12 +175,6 @@ def layers_of(
         largest = max(largest, 2 * weights + patches)
     covered = {full for asked in owned.values() for full in asked.values()}
     return Layers(owned, same, [n for n in parameters if n not in covered], max(1, 4 * activations + largest))
-
-
-def gradients_of(seen: Seen, gradient: Tensor) -> dict[str, Tensor]:
-    """Return the (B, *shape) gradients of a layer's parameters by their own names."""
-    rule = RULES[type(seen.module)]
-    return rule.gradients(seen.module, rule.prepare(seen.module, _unchanged(seen)), gradient)
 
 
 def squares_of(seen: Seen, gradients: Sequence[Tensor], shares: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -79,16 +79,6 @@ def _channels(_: Any, normal: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     return dict(zip(("weight", "bias"), rows, strict=True))
 
 
-def _embedding(module: nn.Embedding, given: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    batch = len(given)
-    found = gradient.new_zeros(batch, *module.weight.shape)
-    rows = torch.arange(batch, device=given.device)[:, None].expand(batch, given[0].numel())
-    found.index_put_((rows, given.flatten(1)), gradient.reshape(batch, -1, gradient.shape[-1]), accumulate=True)
-    if module.padding_idx is not None:
-        found[:, module.padding_idx] = 0
-    return {"weight": found}
-
-
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: Rule(_places, _linear),
     Conv1D: Rule(_places, _conv1d),
@@ -97,5 +87,6 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.GroupNorm: Rule(_group_norm, _channels),
     nn.BatchNorm1d: Rule(_batch_norm, _channels),
     nn.BatchNorm2d: Rule(_batch_norm, _channels),
-    nn.Embedding: Rule(lambda _, given: given, _embedding),
 }
+# An embedding has no such rule: the gradients of all its rows, of every example, would not fit.
+RULED: frozenset[type[nn.Module]] = frozenset({*RULES, nn.Embedding})
