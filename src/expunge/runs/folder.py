@@ -15,8 +15,9 @@ import yaml
 
 from expunge.errors import BadInput, ExpungeError, Problem
 from expunge.runs.recipe import differences, to_yaml
+from expunge.training.journal import LOG
 
-RECIPE, FACTS, FORGOTTEN, LOG = "recipe.yaml", "facts.json", "forgotten.json", "log.jsonl"
+RECIPE, FACTS, FORGOTTEN = "recipe.yaml", "facts.json", "forgotten.json"
 REPORT_JSON, REPORT_HTML, MODEL, CHECKPOINTS = "report.json", "report.html", "model", "checkpoints"
 LOCK = ".lock"
 OURS = (RECIPE, FACTS, FORGOTTEN, LOG, REPORT_JSON, REPORT_HTML, MODEL, CHECKPOINTS, "trackers", LOCK)

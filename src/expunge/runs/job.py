@@ -16,11 +16,12 @@ from expunge.reports.report import MethodSummary, RunReport
 from expunge.runs import facts, summary
 from expunge.runs.audit import AuditReport, audit, conclude
 from expunge.runs.check import Checked, check, device_of, loading_of
-from expunge.runs.folder import CHECKPOINTS, FACTS, FORGOTTEN, LOG, REPORT_HTML, REPORT_JSON, RunFolder, writing
+from expunge.runs.folder import CHECKPOINTS, FACTS, FORGOTTEN, REPORT_HTML, REPORT_JSON, RunFolder, writing
 from expunge.runs.models import AnyModel, gather, model_path
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Recipe
 from expunge.runs.shelf import Shelf
+from expunge.training.journal import LOG
 
 
 @dataclass(frozen=True)

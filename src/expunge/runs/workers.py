@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from expunge.runs.folder import FORGOTTEN, LOG, RunFolder
+from expunge.runs.folder import FORGOTTEN, RunFolder
 from expunge.runs.progress import Progress
+from expunge.training.journal import LOG
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,8 @@ from expunge.training.checkpoint import (
     write_checkpoint,
 )
 from expunge.training.identity import fingerprint
+from expunge.training.journal import Journal
+from expunge.training.keeping import Keeper
 from expunge.training.masking import MaskedWeights
 from expunge.training.objective import Objective, Stream, Term
 from expunge.training.plan import Plan, Step, by_length, draw, learning_rate_factor, micro_batches
@@ -180,7 +181,8 @@ class _Run:
         self.moving = self.objective.moving()
         weights = sum(p.numel() for _, p in task.named_parameters())
         self.forward_in_tokens = max(8, round(FORWARD_FLOPS / (6 * max(1, weights))))
-        self.best: dict[str, Tensor] | None = None
+        self.keeper = Keeper(task, settings, self.probe, self.result, folder)
+        self.journal = Journal(folder if self.rank == 0 else None, settings, self.accelerator)
         self.hollow: nn.Module | None = None
         self.seen: dict[str, Tensor] = {}  # (sum, divisor) of the terms whose weights move
         self.checkpointed = -1  # the step of the newest checkpoint
@@ -301,8 +303,7 @@ class _Run:
         with self.task.cost.measured():
             self._prepare()
             first = self._resume()
-            if self.settings.trackers:
-                self.accelerator.init_trackers("expunge", config=self._flat_settings())
+            self.journal.open_trackers()
             # A level that is reached already needs no step.
             finished = first == 0 and self._should_stop(0)
             for number in range(first, self.plan.total):
@@ -313,11 +314,10 @@ class _Run:
                     break
                 if self.settings.checkpoint_every and done % self.settings.checkpoint_every == 0:
                     self._checkpoint(done)
-            self._keep()
+            self.keeper.settle()
             if self.folder is not None and self.rank == 0:
                 remove_older(self.folder / "checkpoints")
-        if self.settings.trackers:
-            self.accelerator.end_training()
+        self.journal.close_trackers()
         if self.hollow is not None:
             fill(self.hollow, self.task.model, self.task.device)
             self.task.model = self.hollow
@@ -374,7 +374,8 @@ class _Run:
             **{f"loss/{name}": value for name, value in values.items()},
             **weights,
         }
-        self._record(record)
+        self.result.history.append(record)
+        self.journal.record(record)
         if self.progress is not None and self.rank == 0:
             self.progress(number + 1, self.plan.total, record)
         return True
@@ -565,9 +566,8 @@ class _Run:
         with spent.measured():
             reduce = (lambda t: self.accelerator.reduce(t, reduction="sum")) if self.world > 1 else None
             point = self.probe.look(self.task, step, self.rank, self.world, reduce)
-        self._record({"probe": True, **point.to_dict()})
-        if self._is_worth_keeping(point):
-            self.best = gather_state(self.task.model, None)
+        self.journal.record({"probe": True, **point.to_dict()})
+        self.keeper.consider(point)
         counted = self.task.cost - before
         counted.seconds = spent.seconds
         self.probe_cost += counted
@@ -584,53 +584,14 @@ class _Run:
         self.result.diverged = reason.startswith("collapsed")
         return True
 
-    def _is_worth_keeping(self, point: ProbePoint) -> bool:
-        assert self.probe is not None
-        if self.settings.stop.keep == "closest":
-            closest = min(self.probe.points, key=self.probe.distance)
-            return closest is point and math.isfinite(self.probe.distance(point))
-        return self._is_good(point)
-
-    def _is_good(self, point: ProbePoint) -> bool:
-        """Whether a point's losses are finite, its retained knowledge is there and within the ceiling."""
-        assert self.probe is not None
-        sound = all(v is None or math.isfinite(v) for v in (point.forget_nll, point.retain_nll))
-        collapsed = point.retain_nll is not None and point.retain_nll > self.probe.ceiling
-        return sound and not collapsed and self.probe.within_ceiling(point)
-
-    def _keep(self) -> None:
-        """Go back to the checkpoint that the rule keeps, or to the last good one after damage."""
-        points = self.probe.points if self.probe else []
-        if self.settings.stop.keep == "closest" and self.best is not None:
-            self._go_back(self.best, min(points, key=self.probe.distance).step)  # type: ignore[union-attr]
-            return
-        good = [p for p in points if self._is_good(p)]
-        damaged = self.result.diverged or (points and points[-1] not in good)
-        if damaged and self.result.steps > 0:
-            if good and self.best is not None:
-                self._go_back(self.best, good[-1].step)
-                return
-            # The weights of the last step are what broke: only an earlier checkpoint is good.
-            checkpoints = self.folder / "checkpoints" if self.folder else None
-            stored = latest_checkpoint(checkpoints, before=self.result.steps) if checkpoints else None
-            if stored is not None:
-                self._go_back(stored[0], stored[1]["step"])
-            else:
-                self.result.stop_reason += "; there is no checkpoint to go back to, so these are the last weights"
-
-    def _go_back(self, state: Mapping[str, Tensor], step: int) -> None:
-        if step != self.result.steps:
-            restore_state(self.task.model, None, state)
-        self.result.kept_step = step
-
     def _checkpoint(self, done: int) -> None:
         if self.folder is None:
             return
         state = gather_state(self.task.model, self.optimizers[0])
         for turn, optimizer in enumerate(self.optimizers[1:], 1):
             state |= {f"turn{turn}/{k}": v for k, v in optimizer_state(self.task.model, optimizer).items()}
-        if self.best is not None:
-            state |= {f"best/{k}": v for k, v in self.best.items()}
+        if self.keeper.best is not None:
+            state |= {f"best/{k}": v for k, v in self.keeper.best.items()}
         facts = {
             "step": done,
             "history": self.result.history,
@@ -650,7 +611,7 @@ class _Run:
     def _resume(self) -> int:
         stored = latest_checkpoint(self.folder / "checkpoints") if self.folder else None
         if stored is None:
-            self._rewrite_log()
+            self._begin_log()
             return 0
         state, facts = stored
         other = None
@@ -660,7 +621,7 @@ class _Run:
             other = "another method, other examples or another model"
         if other is not None:
             raise BadInput(Problem(str(self.folder), f"holds checkpoints of a run with {other}", "use another folder"))
-        self.best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")} or None
+        self.keeper.best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")} or None
         for turn, optimizer in enumerate(self.optimizers):
             prefix = f"turn{turn}/" if turn else ""
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -676,29 +637,9 @@ class _Run:
         self.checkpointed = step
         # What was read again from the checkpoint and the cache cost nothing but time.
         self.earlier, self.probe_cost = Cost(**facts["cost"]), Cost(**facts["probe_cost"])
-        self._rewrite_log()
+        self._begin_log()
         return step
 
-    def _rewrite_log(self) -> None:
-        if self.folder is None or self.rank != 0:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        probes = [{"probe": True, **p.to_dict()} for p in (self.probe.points if self.probe else [])]
-        lines = sorted([*self.result.history, *probes], key=lambda r: (r["step"], "probe" in r))
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (self.folder / "log.jsonl").write_text(text, encoding="utf-8")
-
-    def _record(self, record: dict[str, Any]) -> None:
-        if "probe" not in record:
-            self.result.history.append(record)
-        if self.folder is not None and self.rank == 0:
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(record) + "\n")
-        if self.settings.trackers:
-            numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-            self.accelerator.log(numbers, step=int(record["step"]))
-
-    def _flat_settings(self) -> dict[str, Any]:
-        return {
-            k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in self.settings.model_dump().items()
-        }
+    def _begin_log(self) -> None:
+        looks = [{"probe": True, **p.to_dict()} for p in (self.probe.points if self.probe else [])]
+        self.journal.begin([*self.result.history, *looks])
