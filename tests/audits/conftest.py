@@ -169,3 +169,20 @@ def guesser() -> type[Guesser]:
 @pytest.fixture(scope="session")
 def make_labelled() -> Callable[..., Dataset]:
     return labelled
+
+
+@pytest.fixture
+def sure_and_unsure() -> tuple[dict[str, Guesser], DeletionRequest]:
+    """Models that are sure of what they were trained on: the original of the forget set too, the unlearned one not."""
+    luck = np.random.default_rng(0)
+    forget, retain, new = labelled("a" * 30), labelled("ab" * 30, 100), labelled("ab" * 30, 200)
+
+    def model(forgot: bool) -> Guesser:
+        logits = {}
+        for part, known in ((forget, not forgot), (retain, True), (new, False)):
+            for row in part:
+                edge = luck.normal(4.0 if known else 0.5, 0.5)
+                logits[row["id"]] = (edge, 0.0, 0.0) if row["label"] == "a" else (0.0, edge, 0.0)
+        return Guesser(logits)
+
+    return {"unlearned": model(True), "original": model(False)}, DeletionRequest(forget, retain, new)

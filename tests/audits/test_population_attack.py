@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,25 +63,17 @@ def test_own_accuracy_is_half_where_there_is_nothing_to_tell(attack: PopulationA
 
 @pytest.mark.parametrize(("attack", "direction"), [(ThresholdMia(), "low"), (EntropyMia(), "high")])
 def test_the_direction_is_that_of_the_paper(
-    guesser: Callable, make_labelled: Callable, attack: PopulationAttack, direction: str
+    sure_and_unsure: tuple[dict[str, Any], DeletionRequest],
+    make_labelled: Callable,
+    attack: PopulationAttack,
+    direction: str,
 ) -> None:
-    luck = np.random.default_rng(0)
-    forget, retain, new = make_labelled("a" * 30), make_labelled("ab" * 30, 100), make_labelled("ab" * 30, 200)
-
-    def model(forgot: bool) -> object:
-        logits = {}
-        for part, known in ((forget, not forgot), (retain, True), (new, False)):
-            for row in part:
-                edge = luck.normal(4.0 if known else 0.5, 0.5)
-                logits[row["id"]] = (edge, 0.0, 0.0) if row["label"] == "a" else (0.0, edge, 0.0)
-        return guesser(logits)
-
-    models = {"unlearned": model(True), "original": model(False)}
-    found = run_one(attack, Observations(models, DeletionRequest(forget, retain, new)))
+    models, request = sure_and_unsure
+    found = run_one(attack, Observations(models, request))
     main = found.scalars[0]
     assert main.knowing_is == direction
     knows, forgot = (found.estimates[m][main.name].value for m in ("original", "unlearned"))
     assert (knows, forgot) == pytest.approx((100, 0) if direction == "high" else (0, 100), abs=12)
     assert found.estimates["original"]["attack_accuracy"].value > 90
-    short = DeletionRequest(forget, retain, make_labelled("abc", 200))
+    short = DeletionRequest(request.forget, request.retain, make_labelled("abc", 200))
     assert run_one(attack, Observations(models, short)).status == "no data"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,20 +38,9 @@ def test_efficacy_is_the_share_called_non_members() -> None:
     assert mia_efficacy(retain, test, forget, most=20, seed=3) == pytest.approx(60.0)
 
 
-def test_the_audit_tells_a_model_that_knows(guesser: Callable, make_labelled: Callable) -> None:
-    luck = np.random.default_rng(0)
-    forget, retain, new = make_labelled("a" * 30), make_labelled("ab" * 30, 100), make_labelled("ab" * 30, 200)
-
-    def model(forgot: bool) -> object:
-        logits = {}
-        for part, known in ((forget, not forgot), (retain, True), (new, False)):
-            for row in part:
-                edge = luck.normal(4.0 if known else 0.5, 0.5)
-                logits[row["id"]] = (edge, 0.0, 0.0) if row["label"] == "a" else (0.0, edge, 0.0)
-        return guesser(logits)
-
-    models = {"unlearned": model(True), "original": model(False)}
-    found = run_one(SvcMia(), Observations(models, DeletionRequest(forget, retain, new)))
+def test_the_audit_tells_a_model_that_knows(sure_and_unsure: tuple[dict[str, Any], DeletionRequest]) -> None:
+    models, request = sure_and_unsure
+    found = run_one(SvcMia(), Observations(models, request))
     assert {s.name for s in found.scalars} == {*FEATURES, "attack_accuracy"}
     assert found.estimates["unlearned"]["confidence"].value > 90
     assert found.estimates["original"]["confidence"].value < 10
