@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from expunge.cli.jobs import DATA, HOW, MODELS, OUTPUT, Augment, Chat, Device, Dtype, Factory, MaxLength, Template
-from expunge.cli.listing import fields, show_one
-from expunge.cli.terminal import Shown, show, show_json, show_table, stopped
+from expunge.cli.listing import fields, show_found
+from expunge.cli.terminal import Shown, show, show_json, stopped
 from expunge.errors import BadInput, Problem
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ def _list(selector: str | None, data: str | None, as_json: bool) -> None:
         raise BadInput(Problem("NAME", "nothing says how to choose", f"name one of {', '.join(FORGET_SETS.names())}"))
     chosen = FORGET_SETS.classes() if selector is None else [FORGET_SETS.get(selector)]
     found = [describe_selector(one) for one in chosen]
-    if as_json:
-        show_json(found)
-    elif selector is None:
-        rows = [(s["name"], s["title"], ", ".join(s["needs"]) or "-") for s in found]
-        show_table("", ("name", "what it chooses", "needs"), rows)
-        show("`expunge forget-sets NAME` lists settings, `--json` everything; with --data DATA it chooses.")
-    else:
-        show_one(found[0], [("Settings, given as --set KEY=VALUE", "settings")])
+    show_found(
+        found,
+        selector is not None,
+        as_json,
+        {"what it chooses": "title", "needs": "needs"},
+        ["`expunge forget-sets NAME` lists settings, `--json` everything; with --data DATA it chooses."],
+        {"Settings, given as --set KEY=VALUE": "settings"},
+    )
 
 
 def describe_selector(selector: type[ForgetSetSelector]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import typer
@@ -25,14 +26,15 @@ def methods(name: str | None = Named, as_json: bool = Json) -> None:
 
     chosen = METHODS.classes() if name is None else [METHODS.get(name)]
     found = [describe_method(method) for method in chosen]
-    if as_json:
-        show_json(found)
-    elif name is None:
-        rows = [(m["name"], m["title"], ", ".join(m["needs"]) or "-", m["removal_level"]) for m in found]
-        show_table("", ("name", "what it does", "needs", "level"), rows)
-        show("Every one needs a forget set. `expunge methods NAME` lists settings, `--json` everything.")
-    else:
-        show_one(found[0], [("Settings of the method", "settings"), ("Settings of training", "training")])
+    show_found(
+        found,
+        name is not None,
+        as_json,
+        {"what it does": "title", "needs": "needs", "level": "removal_level"},
+        ["Every one needs a forget set. `expunge methods NAME` lists settings, `--json` everything."],
+        {"Settings of the method": "settings", "Settings of training": "training"},
+    )
+    if name is not None and not as_json:
         show(
             "Where nothing is said about stop and checkpoint_every, `expunge unlearn` looks at 32 examples of each set "
             "5 times and saves its state 10 times per run."
@@ -45,15 +47,17 @@ def audits(name: str | None = Named, as_json: bool = Json) -> None:
 
     chosen = AUDITS.classes() if name is None else [AUDITS.get(name)]
     found = [describe_audit(audit) for audit in chosen]
-    if as_json:
-        show_json(found)
-    elif name is None:
-        rows = [(a["name"] + ("" if a["default"] else " *"), a["title"], ", ".join(a["needs"]) or "-") for a in found]
-        show_table("", ("name", "question", "needs"), rows)
-        show("* only where --audit or --set audits.NAME.KEY=VALUE names it.")
-        show("`expunge audits NAME` lists settings, `--json` everything.")
-    else:
-        show_one(found[0], [("Settings, given as --set audits." + found[0]["name"] + ".KEY=VALUE", "settings")])
+    show_found(
+        found,
+        name is not None,
+        as_json,
+        {"question": "title", "needs": "needs"},
+        [
+            "* only where --audit or --set audits.NAME.KEY=VALUE names it.",
+            "`expunge audits NAME` lists settings, `--json` everything.",
+        ],
+        {f"Settings, given as --set audits.{name}.KEY=VALUE": "settings"},
+    )
 
 
 def selections(name: str | None = Named, as_json: bool = Json) -> None:
@@ -62,15 +66,17 @@ def selections(name: str | None = Named, as_json: bool = Json) -> None:
 
     chosen = SELECTIONS.classes() if name is None else [SELECTIONS.get(name)]
     found = [describe_selection(selection) for selection in chosen]
-    if as_json:
-        show_json(found)
-    elif name is None:
-        rows = [(s["name"], s["title"], ", ".join(s["needs"]) or "-") for s in found]
-        show_table("", ("name", "what it chooses", "needs"), rows)
-        show("Any method that trains takes one: --set select.by=NAME --set select.KEY=VALUE.")
-        show("`expunge selections NAME` lists settings, `--json` everything.")
-    else:
-        show_one(found[0], [("Settings, given as --set select.KEY=VALUE", "settings")])
+    show_found(
+        found,
+        name is not None,
+        as_json,
+        {"what it chooses": "title", "needs": "needs"},
+        [
+            "Any method that trains takes one: --set select.by=NAME --set select.KEY=VALUE.",
+            "`expunge selections NAME` lists settings, `--json` everything.",
+        ],
+        {"Settings, given as --set select.KEY=VALUE": "settings"},
+    )
 
 
 def describe_method(method: type[Method]) -> dict[str, Any]:
@@ -150,15 +156,48 @@ def fields(settings: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
     return found
 
 
-def show_one(found: dict[str, Any], sections: list[tuple[str, str]]) -> None:
-    """Print one entry of a list with its settings."""
+def show_found(
+    found: Sequence[dict[str, Any]],
+    one: bool,
+    as_json: bool,
+    columns: Mapping[str, str],
+    notes: Sequence[str],
+    sections: Mapping[str, str],
+) -> None:
+    """Print a list of what there is, or one entry of it with its settings.
+
+    Args:
+        found: entries as they are printed as JSON.
+        one: whether it is a single one that was asked for.
+        as_json: print JSON.
+        columns: title of a column behind the name -> key of an entry.
+        notes: lines below the list.
+        sections: title of a table of settings -> key of an entry.
+    """
+    if as_json:
+        show_json(found)
+    elif one:
+        _show_one(found[0], sections)
+    else:
+        rows = [(entry["name"] + " *" * (not entry.get("default", True)), *_cells(entry, columns)) for entry in found]
+        show_table("", ("name", *columns), rows)
+        for note in notes:
+            show(note)
+
+
+def _cells(entry: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    values = (entry[key] for key in columns.values())
+    return [value if isinstance(value, str) else ", ".join(value) or "-" for value in values]
+
+
+def _show_one(found: Mapping[str, Any], sections: Mapping[str, str]) -> None:
     show(f"{found['name']}: {found['title']}")
     show(f"Paper: {found['paper']}")
     serves = ", ".join(found["tasks"]) or "every kind of model"
     show(f"Serves: {serves}. Needs: {', '.join(found['needs']) or 'the forget set only'}.")
     if "removal_level" in found:
         show(f"Removal level: {found['removal_level']}")
-    for title, key in sections:
+    for title, key in sections.items():
         if found[key]:
             rows = [(f["name"], _value(f), f["description"]) for f in found[key]]
             show_table(title, ("name", "default", "what it is"), rows)
