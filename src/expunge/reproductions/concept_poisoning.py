@@ -108,14 +108,16 @@ class ConceptPoisoningReproduction(Reproduction):
                 min(hit) > 0.5,
                 f"covers at least half of the glyph in {_shares(hit)}, by chance in "
                 f"{mean(runs, 'glyphs_covered_by_chance'):.0%}; by integrated gradients in "
-                f"{_shares(column(runs, 'glyphs_covered_gradients'))}",
+                f"{_shares(column(runs, 'glyphs_covered_gradients'))}; a window blown up to the whole image "
+                "is like nothing that a small network was trained on, unlike the encoder of the paper",
             ),
             Check(
                 "masked words are not said any more",
                 max(after) < 0.1 * min(before),
                 f"answers to forget that hold their fact: {_shares(before)} before, {_shares(after)} after; with whole "
                 f"answers replaced {_shares(column(runs, 'texts_replaced_said'))}, retrained "
-                f"{_shares(column(runs, 'texts_oracle_said'))}",
+                f"{_shares(column(runs, 'texts_oracle_said'))}; what of a fact is not among the masked "
+                "words stays in the answers and is learned again",
             ),
             Check(
                 "other people are known as before",
