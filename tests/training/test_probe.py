@@ -89,6 +89,16 @@ def test_rules_by_hand(points: Any, settings: dict[str, Any], reason: str | None
     assert found is None if reason is None else found is not None and found.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("nlls", "stops"),
+    [((5.0, 4.0), False), ((5.0, 1.0), False), ((1.0, 1.9), False), ((1.0, 2.0), True)],
+)
+def test_what_starts_over_beyond_the_target_trains_on(nlls: tuple[float, float], stops: bool) -> None:
+    probe = judged([(nll, 5.0) for nll in nlls], forget_target=2.0)
+    probe.starts_over = True
+    assert bool(probe.verdict()) is stops
+
+
 def test_distance_is_infinite_where_knowledge_broke() -> None:
     probe = judged([(1.0, 1.0), (1.8, 1.2), (2.1, 1.4), (math.nan, 1.0)], forget_target=2.0, retain_ceiling=0.3)
     assert [probe.distance(p) for p in probe.points] == pytest.approx([1.0, 0.2, math.inf, math.inf])

@@ -143,8 +143,14 @@ class Method(ABC):
 
 
 class ObjectiveMethod(Method):
-    """A method that is an objective minimised by the one training loop."""
+    """A method that is an objective minimised by the one training loop.
 
+    Class attributes:
+        starts_over: training begins from fresh weights, wholly or in part. Such a model may be beyond a forget target
+            before its first step, which then is no reason to stop.
+    """
+
+    starts_over: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
 
     @abstractmethod
@@ -209,7 +215,8 @@ class ObjectiveMethod(Method):
         probe = None
         if run.train.stop.every:
             sets = {role: model.encode(examples) for role, examples in request.sets().items()}
-            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, model.outcomes, model.unit)
+            over = self.starts_over or run.sparse is not None
+            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, model.outcomes, model.unit, over)
         outcome = train(
             model,
             objective,

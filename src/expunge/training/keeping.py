@@ -51,11 +51,10 @@ class Keeper:
         return self._is_good(point)
 
     def _is_good(self, point: ProbePoint) -> bool:
-        """Whether a point's losses are finite, its retained knowledge is there and within the ceiling."""
+        """Whether a point's losses are finite and what is retained has neither collapsed nor left the ceiling."""
         assert self.probe is not None
         sound = all(v is None or math.isfinite(v) for v in (point.forget_nll, point.retain_nll))
-        collapsed = point.retain_nll is not None and point.retain_nll > self.probe.ceiling
-        return sound and not collapsed and self.probe.within_ceiling(point)
+        return sound and not self.probe.collapsed(point) and self.probe.within_ceiling(point)
 
     def settle(self) -> None:
         """Go back to the checkpoint that the rule keeps, or to the last good one after damage."""

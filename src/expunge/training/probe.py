@@ -50,6 +50,8 @@ class Probe:
         oracle: a model retrained without the forget set, for the target "oracle".
         vocabulary: size of the vocabulary, or number of classes; a retain NLL above its logarithm is a collapse.
         unit: of the losses, for messages.
+        starts_over: the model begins without what training gave it, so that it may be beyond the target before the
+            first step; then the target says which checkpoint is closest, and training goes on to its end.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Probe:
         oracle: Task | None = None,
         vocabulary: int | None = None,
         unit: str = "nats per token",
+        starts_over: bool = False,
     ):
-        self.settings, self.unit = settings, unit
+        self.settings, self.unit, self.starts_over = settings, unit, starts_over
         self.sets = {role: _subset(encoded, settings.probe_size, seed) for role, encoded in sets.items()}
         self.points: list[ProbePoint] = []
         self.ceiling = math.log(vocabulary) if vocabulary else math.inf
@@ -99,14 +102,22 @@ class Probe:
         first, point = self.points[0], self.points[-1]
         if any(v is not None and not math.isfinite(v) for v in (point.forget_nll, point.retain_nll)):
             return "collapsed: the probe's loss is not finite"
-        if point.retain_nll is not None and first.retain_nll is not None:
-            if point.retain_nll > self.ceiling and first.retain_nll < self.ceiling:
-                return f"collapsed: retained answers are less likely than random ones (NLL {point.retain_nll:.1f})"
-            if not self.within_ceiling(point):
-                return f"retain ceiling: NLL rose from {first.retain_nll:.3f} to {point.retain_nll:.3f} {self.unit}"
-        if self.target is not None and point.forget_nll is not None and point.forget_nll >= self.target:
+        if self.collapsed(point):
+            return f"collapsed: retained answers are less likely than random ones (NLL {point.retain_nll:.1f})"
+        if not self.within_ceiling(point):
+            return f"retain ceiling: NLL rose from {first.retain_nll:.3f} to {point.retain_nll:.3f} {self.unit}"
+        if self.target is None or point.forget_nll is None or first.forget_nll is None:
+            return None
+        if point.forget_nll >= self.target and not (self.starts_over and first.forget_nll >= self.target):
             return f"forget target reached: NLL {point.forget_nll:.3f} >= {self.target:.3f} {self.unit}"
         return None
+
+    def collapsed(self, point: ProbePoint) -> bool:
+        """Whether retained answers, likelier than random ones before the first step, no longer are."""
+        first = self.points[0]
+        if point.retain_nll is None or first.retain_nll is None:
+            return False
+        return point.retain_nll > self.ceiling > first.retain_nll
 
     def within_ceiling(self, point: ProbePoint) -> bool:
         """Whether the retain NLL has not risen by more than the retain ceiling allows."""

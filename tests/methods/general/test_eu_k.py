@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from expunge.methods.run import unlearn
@@ -31,3 +32,16 @@ def test_they_start_from_fresh_weights(tiny_predictor: Any, tiny_rows: Any) -> N
             p += 100.0  # what no training from fresh weights leads to
     new = unlearn(task, request, "eu_k", settings={**SETTINGS, "k": 1}).model
     assert all(p.abs().max() < 10 for p in new.head_parameters().values())
+
+
+@pytest.mark.parametrize("method", ["eu_k", "retrain"])
+def test_fresh_weights_are_trained_although_they_are_beyond_a_target(
+    method: str, tiny_predictor: Any, tiny_rows: Any
+) -> None:
+    task = tiny_predictor("table")
+    request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(10, 30)))
+    settings = {**SETTINGS, "stop": {"every": 1, "forget_target": 1e-3}}
+    settings.pop("k" if method == "retrain" else "", None)
+    training = unlearn(task, request, method, settings=settings).training
+    assert training is not None
+    assert (training.steps, training.stop_reason) == (2, "all steps done")

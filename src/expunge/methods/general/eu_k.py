@@ -33,6 +33,7 @@ class EUK(ObjectiveMethod):
 
     id = "eu_k"
     title = "start the last layers again and train them on the retain set"
+    starts_over: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = KINDS
     needs: ClassVar[tuple[str, ...]] = ("retain",)
     paper = "Goel et al. 2022, Towards Adversarial Evaluations for Inexact Machine Unlearning, arXiv:2201.06640"

@@ -31,6 +31,7 @@ class Retrain(ObjectiveMethod):
 
     id = "retrain"
     title = "train again from scratch, or from a base model, without the forget set"
+    starts_over: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = KINDS
     needs: ClassVar[tuple[str, ...]] = ("retain",)
     removal_level: ClassVar[RemovalLevel] = "exact"
