@@ -45,6 +45,12 @@ def test_everything_wrong_is_said_by_its_name_on_the_command_line() -> None:
     assert "split" in said["splt"].fix
 
 
+def test_a_list_of_wrong_values_is_not_said_to_be_short_as_well() -> None:
+    with pytest.raises(BadInput) as caught:
+        read_options(Some, {"seeds": ["x"]})
+    assert [p.what for p in caught.value.problems] == ["'x' is not a whole number"]
+
+
 def test_a_flag_follows_from_the_name_or_is_given() -> None:
     assert flag_of("audited", Some.model_fields["audited"]).name == "--audited"
     assert flag_of("model", Some.model_fields["model"]) == Flag("--checkpoint", "MODEL", True)

@@ -37,6 +37,16 @@ def test_bad_input_is_refused_before_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        run_tofu(
+            data=str(tmp_path / "none"), split=("forget1",), methods=("npoo", "npo"), overrides=("bate=1", "epochs=x"),
+            out=tmp_path / "out", oracle=("there",),
+        )  # fmt: skip
+    places = [p.where for p in caught.value.problems]
+    assert sorted(places) == ["--data", "--oracle", "--set bate", "--split", "method", "training: epochs"]
+
+
 @pytest.mark.slow
 def test_a_whole_small_run(tofu_files: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tofu, "SHAPE", {"hidden": 16, "layers": 1, "heads": 2})

@@ -132,7 +132,11 @@ def read_options(options: type[Chosen], given: Mapping[str, Any]) -> Chosen:
     try:
         return options(**values)
     except ValidationError as error:
-        raise BadInput([_problem(options, item) for item in error.errors()]) from None
+        found = error.errors()
+        # Values that are wrong are not counted, so that a list of these is said to be too short as well.
+        wrong = {item["loc"][0] for item in found if item["type"] != "too_short"}
+        found = [item for item in found if item["type"] != "too_short" or item["loc"][0] not in wrong]
+        raise BadInput([_problem(options, item) for item in found]) from None
 
 
 def _problem(options: type[BenchOptions], item: Mapping[str, Any]) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.errors import Problem
+from expunge.errors import Problem, collected
 from expunge.methods.base import settle
 from expunge.methods.run import METHODS
 from expunge.registry import near_names
@@ -28,16 +28,16 @@ def method_settings(
         base: settings for all methods; empty for a model of the user's own.
         own_base: settings for single methods, used only with ``base``.
         every: steps between two looks at the forget set, unless given.
-        problems: takes one for each setting that no method knows.
+        problems: takes one for each method that is unknown, setting that no method knows, and value that is wrong.
 
     Returns:
-        Settings by method.
-
-    Raises:
-        BadInput: where a value is wrong for its method, or a method is unknown.
+        Settings by method, of those without a problem.
     """
     loop = set(TrainSettings.model_fields)
-    own = {method: set(METHODS.get(method).Config.model_fields) for method in methods}
+    own: dict[str, set[str]] = {}
+    for method in methods:
+        with collected(problems):
+            own[method] = set(METHODS.get(method).Config.model_fields)
     known = loop.union(*own.values())
     problems += [
         Problem(f"--set {key}", "is a setting of none of the methods", near_names(key, sorted(known)))
@@ -45,9 +45,11 @@ def method_settings(
         if key not in known
     ]
     settings: dict[str, dict[str, Any]] = {}
-    for method in methods:
+    for method in own:
         mine = {key: value for key, value in given.items() if key in loop | own[method]}
         stop = {"every": every, "forget_target": "oracle", "keep": "closest", **mine.pop("stop", {})}
-        settings[method] = {**base, **(own_base.get(method, {}) if base else {}), **mine, "stop": stop}
-        settle(METHODS.get(method), settings[method])
+        chosen = {**base, **(own_base.get(method, {}) if base else {}), **mine, "stop": stop}
+        with collected(problems):
+            settle(METHODS.get(method), chosen)
+            settings[method] = chosen
     return settings

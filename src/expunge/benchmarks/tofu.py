@@ -17,10 +17,10 @@ from pydantic import Field, PositiveInt
 from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
 from expunge.benchmarks.method_settings import method_settings
 from expunge.benchmarks.tofu_cell import Cell, run_cell
-from expunge.benchmarks.tofu_data import TofuSplit, find, load_split
+from expunge.benchmarks.tofu_data import TofuSplit, check_split, find, load_split
 from expunge.benchmarks.tofu_result import COLUMNS, TofuResult
 from expunge.data.tokenizer import small_tokenizer
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected, tried
 from expunge.methods.base import nested
 from expunge.reports.leaderboard import page, to_csv
 from expunge.requests.request import example_id
@@ -72,10 +72,14 @@ class Tofu(Benchmark[TofuOptions]):
     Options = TofuOptions
 
     def run(self, options: TofuOptions, progress: Progress) -> TofuResult:
-        out, where, model, kept = options.out, find(options.data), options.model, options.kept
+        out, model, kept = options.out, options.model, options.kept
         splits, methods, seeds, oracles = options.split, options.methods, options.seeds, options.oracle
         given = nested(read_recipe(None, {"model": "-", "forget": "-"}, options.overrides).settings)
         problems: list[Problem] = []
+        where = tried(problems, "--data", lambda: find(options.data))
+        for name in splits:
+            with collected(problems):
+                check_split(name)
         if (model is None and oracles) or (model is not None and len(oracles) != len(splits)):
             what = f"{len(oracles)} given for {len(splits)} split(s)"
             problems.append(Problem("--oracle", what, "give --model, and one oracle for each split"))
@@ -84,8 +88,8 @@ class Tofu(Benchmark[TofuOptions]):
                 Problem("--methods", "retrain means training a checkpoint's like", "leave it out with --model")
             )
         settings = method_settings(methods, given, {} if model is not None else SMALL, SMALL_OWN, 1, problems)
-        if problems:
-            raise BadInput(problems)
+        if problems or where is None:
+            raise BadInput(list(dict.fromkeys(problems)))
         progress.stage(f"reading TOFU from {where}")
         loaded = {name: load_split(where, name, kept) for name in splits}
         if model is None:

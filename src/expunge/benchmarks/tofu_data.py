@@ -57,6 +57,12 @@ def find(data: str | None) -> str:
     return HUB
 
 
+def check_split(name: str) -> None:
+    """Raise BadInput if TOFU has no task of this name."""
+    if name not in SPLITS:
+        raise BadInput(Problem("--split", f"'{name}' is not a TOFU split", near_names(name, list(SPLITS))))
+
+
 def load_split(where: str, name: str, kept: int | None = None) -> TofuSplit:
     """Read one task.
 
@@ -68,8 +74,7 @@ def load_split(where: str, name: str, kept: int | None = None) -> TofuSplit:
     Raises:
         BadInput: unknown split, or files that are missing or damaged.
     """
-    if name not in SPLITS:
-        raise BadInput(Problem("--split", f"'{name}' is not a TOFU split", near_names(name, list(SPLITS))))
+    check_split(name)
 
     def read(part: str) -> list[dict[str, Any]]:
         if where == HUB:
