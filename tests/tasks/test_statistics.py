@@ -113,3 +113,15 @@ def test_only_chosen_rows_pass_the_head_and_no_hook_stays() -> None:
     with pytest.raises(RuntimeError, match="inside"), head_rows(head, torch.tensor([0])):
         raise RuntimeError("inside")
     assert not head._forward_pre_hooks
+
+
+def test_long_answers_are_added_up_without_drift() -> None:
+    tokens = 16 * torch.rand(2, 2000, generator=torch.Generator().manual_seed(1))
+    example = torch.tensor([0, 1]).repeat_interleave(2000)
+    stats = Statistics(
+        torch.empty(4000, 1), torch.zeros(4000, dtype=torch.long), example, torch.tensor([2000] * 2), "ab"
+    )
+    sums = stats.per_example(tokens.flatten())
+    assert sums.dtype == torch.float32
+    # No further off than the nearest float32, which at 16000 is 2^-10.
+    assert (sums.double() - tokens.double().sum(1)).abs().max() <= 2**-11
