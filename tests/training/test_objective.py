@@ -135,3 +135,17 @@ def test_the_answer_tokens_own_rows_do_not_mix_with_others() -> None:
     assert Objective((own,)).positions("forget") == "label"
     with pytest.raises(ValueError, match="different prompt rows of the forget stream"):
         Objective((own, Term("nll", ("forget",), nll, "token_mean")))
+
+
+def test_row_kl_takes_any_shape_and_low_precision_is_rounded_once() -> None:
+    generator = torch.Generator().manual_seed(2)
+    student, reference = (4 * torch.randn(2, 2, 3, 300, generator=generator)).bfloat16()
+    student.requires_grad_()
+    exact = student.detach().double().requires_grad_()
+    plain = F.kl_div(exact.log_softmax(-1), reference.double().softmax(-1), reduction="none").sum(-1)
+    ours = row_kl(student, reference)
+    assert (ours.shape, ours.dtype) == ((2, 3), torch.float32)
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-5, atol=1e-5)
+    (mine,) = torch.autograd.grad(ours.mean(), student)
+    (theirs,) = torch.autograd.grad(plain.mean(), exact)
+    torch.testing.assert_close(mine.double(), theirs, rtol=2**-8, atol=1e-9)

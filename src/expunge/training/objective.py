@@ -288,35 +288,41 @@ class _RowKL(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, student: Tensor, reference: Callable[[slice], Tensor]
     ) -> Tensor:
         step = max(1, CHUNK // student.shape[-1])
-        divergence = student.new_empty(len(student))
-        gradient = torch.empty_like(student)
+        precise = torch.promote_types(student.dtype, torch.float32)
+        divergence = student.new_empty(len(student), dtype=precise)
+        gradient = torch.empty_like(student, dtype=precise)
         for start in range(0, len(student), step):
             rows = slice(start, start + step)
-            log_student = torch.log_softmax(student[rows], dim=-1)
-            log_reference = torch.log_softmax(reference(rows), dim=-1)
+            log_student = torch.log_softmax(student[rows], dim=-1, dtype=precise)
+            log_reference = torch.log_softmax(reference(rows), dim=-1, dtype=precise)
             probs = log_reference.exp()
             torch.exp(log_student, out=gradient[rows])
             gradient[rows] -= probs
             divergence[rows] = torch.einsum("rv,rv->r", probs, log_reference.sub_(log_student))
         ctx.save_for_backward(gradient)
+        ctx.dtype = student.dtype  # type: ignore[attr-defined]
         return divergence
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * grads[0][:, None], None
+        return (gradient * grads[0][:, None]).to(ctx.dtype), None  # type: ignore[attr-defined]
 
 
 def row_kl(student_logits: Tensor, reference_logits: Tensor | Callable[[slice], Tensor]) -> Tensor:
-    """(R,) forward KL(reference || student) in nats; the gradient reaches the student only.
+    """(...) forward KL(reference || student) in nats; the gradient reaches the student only.
+
+    Computed in float32 or better, whatever the precision of the logits.
 
     Args:
-        student_logits: (R, V).
-        reference_logits: (R, V), or a function that gives the rows of a slice.
+        student_logits: (..., V), such as (R, V).
+        reference_logits: of the same shape, or a function that gives the rows of a slice of all (R, V) rows.
     """
+    vocabulary = student_logits.shape[-1]
     given = reference_logits
-    divergence: Tensor = _RowKL.apply(student_logits, given.__getitem__ if isinstance(given, Tensor) else given)
-    return divergence
+    rows = given.reshape(-1, vocabulary).__getitem__ if isinstance(given, Tensor) else given
+    divergence: Tensor = _RowKL.apply(student_logits.reshape(-1, vocabulary), rows)
+    return divergence.reshape(student_logits.shape[:-1])
 
 
 def kl_to_reference(statistics: Statistics) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expunge.methods.base import settle
-from expunge.methods.general.grad_diff import GradDiff
+from expunge.methods.general.grad_diff import GradDiff, grad_diff_loss
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
@@ -74,3 +74,9 @@ def test_a_half_of_weight_zero_is_not_there(task: CausalLM, request_: DeletionRe
     assert record["loss"] == record["loss/retain_nll"]
     assert settle(GradDiff, {"retain": "none"})[0].required() == ()
     assert settle(GradDiff, {})[0].required() == ("retain",)
+
+
+def test_each_half_is_a_mean_over_its_own_rows() -> None:
+    forget, retain = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.5, 1.5])
+    assert grad_diff_loss(forget, retain).item() == pytest.approx(1.0 - 3.0)
+    assert grad_diff_loss(forget, retain, 0.5, 4.0).item() == pytest.approx(4.0 - 1.5)

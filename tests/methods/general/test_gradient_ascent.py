@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from expunge.errors import BadInput
 from expunge.methods.base import settle
-from expunge.methods.general.gradient_ascent import GradientAscent
+from expunge.methods.general.gradient_ascent import GradientAscent, gradient_ascent_loss
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
@@ -35,3 +36,8 @@ def test_the_weight_scales_the_loss_and_cannot_be_zero() -> None:
     assert [t.weight for t in method.objective().terms] == [2.5]  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match="forget_weight"):
         settle(GradientAscent, {"forget_weight": 0})
+
+
+def test_the_loss_of_a_token_is_its_log_probability() -> None:
+    p = torch.tensor([0.5, 0.125], dtype=torch.float64)
+    torch.testing.assert_close(gradient_ascent_loss(-p.log()), p.log())

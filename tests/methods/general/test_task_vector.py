@@ -262,3 +262,18 @@ def test_defaults_are_those_of_muse() -> None:
     assert (chosen.epochs, chosen.learning_rate, chosen.schedule, chosen.warmup) == (10, 1e-5, "constant", 0.0)
     assert method.required() == ()
     assert Run(train=chosen).train.lora is None
+
+
+def test_parity_rounds_after_every_operation_and_drops_two_kinds_of_buffers_alone() -> None:
+    base = {"w": torch.tensor([1.0, 100.0], dtype=torch.bfloat16)}
+    tuned = {"w": torch.tensor([1.0078125, 100.5], dtype=torch.bfloat16)}
+    step = (tuned["w"] - base["w"]).float().tolist()
+    by_hand = [float(torch.tensor(1.3 * -d).bfloat16()) for d in step]
+    expected = torch.tensor([b + d for b, d in zip([1.0, 100.0], by_hand, strict=True)]).bfloat16()
+    assert torch.equal(negate_task_vector(base, tuned, 1.3, parity=True)["w"], expected)
+    buffers = {"a": torch.tensor([3]), "b": torch.tensor([3], dtype=torch.int32), "c": torch.tensor([3]).byte()}
+    more = {"a": torch.tensor([5]), "b": torch.tensor([5], dtype=torch.int32), "c": torch.tensor([5]).byte()}
+    out = negate_task_vector(buffers, more, 1.5, parity=True)
+    assert out.keys() == {"b"}
+    assert out["b"].tolist() == [0.0]
+    assert [v.tolist() for v in negate_task_vector(buffers, more, 1.5).values()] == [[3], [3], [3]]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.errors import BadInput
-from expunge.methods.language.ceu import CEU, CEUConfig, ceu_loss, place_in_example
+from expunge.methods.language.ceu import CEU, CEUConfig, ceu_loss, ceu_reference_loss, place_in_example
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest, example_id
 from expunge.tasks.causal_lm import CausalLM
@@ -113,3 +113,24 @@ def test_it_needs_neither_a_retain_set_nor_a_reference() -> None:
     assert objective.streams() == ("forget",)
     assert objective.reference("forget") == "none"
     assert CEUConfig().ignore_first_n_answer_tokens == 1
+
+
+@pytest.mark.parametrize("ignored", [0, 1, 2])
+def test_parity_counts_the_first_labels_before_the_shift(ignored: int) -> None:
+    generator = torch.Generator().manual_seed(ignored)
+    logits = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([[3, 1, 5, -100, -100], [-100, -100, 0, 2, 4]])
+    # (row, answer token) by hand: in the first example the label of position 0 is one of those left alone.
+    rows = {0: [(0, 0, 1), (0, 1, 5), (1, 1, 0), (1, 2, 2), (1, 3, 4)]}
+    rows[1] = [(0, 0, 1), (0, 1, 5), (1, 2, 2), (1, 3, 4)]
+    rows[2] = [(0, 1, 5), (1, 3, 4)]
+    losses = []
+    for b, t, y in rows[ignored]:
+        p = logits[b, t].softmax(-1)
+        q = p.detach().clone()
+        q[y] = 0
+        losses.append(-(q / q.sum() * p.log()).sum())
+    plain, ours = sum(losses) / len(losses), ceu_reference_loss(logits, labels, ignored)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, plain)))
+    assert ceu_reference_loss(logits, labels, 5).isnan()

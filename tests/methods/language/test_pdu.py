@@ -189,3 +189,13 @@ def test_predictions_become_flat_where_it_forgets_and_not_where_it_holds(
                 flat[name, role] = float(pdu_loss(task.statistics(task.encode(getattr(request_, role))).logits).mean())
     assert flat["after", "forget"] < 0.5 * flat["before", "forget"]
     assert flat["after", "retain"] > 1.5 * flat["after", "forget"]
+
+
+def test_of_two_highest_logits_the_first_takes_the_gradient() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(pdu_loss(logits).sum(), logits)
+    # 2 (3 - 2) times one-hot of the first, less the mean's quarter.
+    assert gradient.tolist() == [[-0.5, 1.5, -0.5, -0.5]]
+    low = torch.tensor([[300.0, 1.0, 2.0]], dtype=torch.bfloat16)
+    assert pdu_loss(low).dtype == torch.float32
+    assert pdu_loss(low).item() == pytest.approx(199.0**2, rel=1e-6)

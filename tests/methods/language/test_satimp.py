@@ -90,3 +90,12 @@ def test_the_loop_averages_over_the_tokens_of_the_step_however_it_is_cut(
         assert run.training.history[0]["loss/satimp"] == pytest.approx(expected, rel=1e-4)
         for key in ("loss", "gradient_norm"):
             assert run.training.history[1][key] == pytest.approx(runs[0].training.history[1][key], rel=1e-3)  # type: ignore[union-attr]
+
+
+def test_parity_loses_the_weight_where_p_or_1_minus_p_underflows() -> None:
+    nll = torch.tensor([0.5, 200.0, 1e-9])
+    p = torch.tensor([0.5, 200.0, 1e-9], dtype=torch.float64).neg().exp()
+    exact = (-(p**0.02) * (1 - p) ** 0.1 * nll).tolist()
+    assert satimp_loss(nll, 0.02, 0.1).tolist() == pytest.approx(exact, rel=1e-5)
+    assert satimp_loss(nll, 0.02, 0.1, parity=True).tolist() == pytest.approx([exact[0], 0.0, 0.0], rel=1e-5)
+    torch.testing.assert_close(satimp_loss(nll[:1], 5.0, 1.0, parity=True), satimp_loss(nll[:1], 5.0, 1.0))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.methods.base import settle
-from expunge.methods.language.simnpo import SimNPO, simnpo_loss
+from expunge.methods.language.simnpo import SimNPO, simnpo_loss, simnpo_reference_loss
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
@@ -47,3 +47,19 @@ def test_it_needs_no_reference() -> None:
     assert method.objective().reference("forget") == "none"  # type: ignore[attr-defined]
     config = method.config
     assert (config.beta, config.margin, config.forget_weight, config.retain_weight) == (4.5, 0.0, 0.125, 1.0)
+
+
+@given(seed=st.integers(0, 10**6), beta=st.floats(0.1, 8), margin=st.floats(0, 2))
+def test_parity_divides_by_labels_that_nothing_predicts_too(seed: int, beta: float, margin: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.tensor([[1, 2, 0, -100], [-100, -100, 4, 3]])
+    p = logits.softmax(-1)
+    # Two tokens are predicted in each example; the first example has three labels.
+    means = [-(p[0, 0, 2] * p[0, 1, 0]).log() / 3, -(p[1, 1, 4] * p[1, 2, 3]).log() / 2]
+    plain = sum(2 / beta * torch.log1p(torch.exp(-beta * (m - margin))) for m in means) / 2
+    ours = simnpo_reference_loss(logits, labels, beta, margin)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, plain)))
+    labels[0] = -100
+    assert simnpo_reference_loss(logits, labels, beta, margin).isnan()

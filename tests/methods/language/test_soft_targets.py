@@ -68,3 +68,16 @@ def test_the_target_gets_no_gradient_and_stays_as_it_is() -> None:
     soft_cross_entropy(logits, target.__getitem__).sum().backward()
     assert target.grad is None
     assert torch.equal(target, before)
+
+
+def test_low_precision_is_computed_in_float32_and_its_gradient_rounded_once() -> None:
+    logits, target = two(5, 400, 3)
+    low, low_target = logits.detach().bfloat16().requires_grad_(), target.bfloat16()
+    exact = low.detach().double().requires_grad_()
+    plain = F.cross_entropy(exact, low_target.double().softmax(-1), reduction="none")
+    ours = soft_cross_entropy(low, low_target.__getitem__)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-5, atol=1e-5)
+    (mine,) = torch.autograd.grad(ours.mean(), low)
+    (theirs,) = torch.autograd.grad(plain.mean(), exact)
+    torch.testing.assert_close(mine.double(), theirs, rtol=2**-8, atol=1e-9)

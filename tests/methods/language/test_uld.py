@@ -325,3 +325,19 @@ def test_a_strength_is_searched_for_without_training_again(make_task: MakeTask, 
     assert aimed.training.steps == 3, "the assistant's training is not stopped"
     with pytest.raises(BadInput, match=r"stop\.forget_target.*give strengths"):
         unlearn(task, request_, "uld", settings={**QUICK, **stop})
+
+
+def test_parity_takes_the_logarithm_of_a_probability_that_may_be_zero() -> None:
+    usual = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours, theirs = uniform_kl(usual), uniform_kl(usual, parity=True)
+    assert ours.shape == (2, 3)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(kl.sum(), usual)[0] for kl in (ours, theirs)))
+    far = torch.tensor([[0.0, -200.0]], requires_grad=True)
+    assert uniform_kl(far).item() == pytest.approx(100 - math.log(2), rel=1e-6)
+    lost = uld_loss(torch.zeros(1), far, 1.0, parity=True)
+    assert lost.item() == math.inf
+    assert torch.autograd.grad(lost, far)[0].isnan().any()
+    low = far.detach().bfloat16().requires_grad_()
+    assert uniform_kl(low).item() == pytest.approx(100 - math.log(2), rel=1e-6)
+    assert torch.autograd.grad(uniform_kl(low).sum(), low)[0].tolist() == [[0.5, -0.5]]

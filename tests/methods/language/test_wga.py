@@ -16,6 +16,7 @@ from expunge.methods.language.wga import WGA, WGAConfig, wga_loss
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
+from expunge.training.padded import Padded
 
 nlls = st.lists(st.floats(0, 30), min_size=1, max_size=8)
 
@@ -75,3 +76,14 @@ def test_the_loop_averages_over_the_tokens_of_the_step_however_it_is_cut(
         assert run.training.history[0]["loss/wga"] == pytest.approx(expected, rel=1e-4)
         for key in ("loss", "gradient_norm"):
             assert run.training.history[1][key] == pytest.approx(runs[0].training.history[1][key], rel=1e-3)  # type: ignore[union-attr]
+
+
+def test_parity_loses_the_weight_of_tokens_whose_probability_underflows() -> None:
+    nll = torch.tensor([2.0, 200.0])
+    assert wga_loss(nll, 0.01).tolist() == pytest.approx([-2 * math.exp(-0.02), -200 * math.exp(-2)])
+    assert wga_loss(nll, 0.01, parity=True).tolist() == pytest.approx([-2 * math.exp(-0.02), 0.0])
+    wide = nll.double()
+    torch.testing.assert_close(wga_loss(wide, 0.01, parity=True), wga_loss(wide, 0.01))
+    values = {p: WGA(WGAConfig(beta=0.01, parity=p)).objective().terms[0].values for p in (False, True)}
+    stats = Padded(torch.tensor([[[0.0, -200.0], [0.0, 0.0]]]), torch.tensor([[-100, 1]])).statistics()
+    assert [values[p](stats).item() for p in (False, True)] == pytest.approx([-200 * math.exp(-2), 0.0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from expunge.methods.base import MethodConfig, ObjectiveMethod
 from expunge.methods.terms import RetainConfig
 from expunge.tasks.kinds import KINDS
@@ -12,6 +14,20 @@ from expunge.training.objective import Objective, Term, negative_nll
 
 class GradDiffConfig(RetainConfig):
     """Hyperparameters of gradient difference; defaults of open-unlearning (gamma 1, alpha 1, NLL)."""
+
+
+def grad_diff_loss(
+    forget_nll: Tensor, retain: Tensor, forget_weight: float = 1.0, retain_weight: float = 1.0
+) -> Tensor:
+    """Return ``-gamma mean_t nll_t + alpha mean_t r_t``, each a mean over all rows of its set; a scalar.
+
+    Args:
+        forget_nll: (R,) negative log-likelihood of each answer token of the forget set, in nats.
+        retain: (R',) that of the retain set, or ``row_kl`` of each of its rows, for "KL minimisation".
+        forget_weight: gamma.
+        retain_weight: alpha.
+    """
+    return retain_weight * retain.mean() - forget_weight * forget_nll.mean()
 
 
 class GradDiff(ObjectiveMethod):

@@ -5,16 +5,30 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod
 from expunge.tasks.kinds import KINDS
-from expunge.training.objective import Objective, Term, negative_nll
+from expunge.tasks.statistics import Statistics
+from expunge.training.objective import Objective, Term
 
 
 class GradientAscentConfig(MethodConfig):
     """Hyperparameters of gradient ascent."""
 
     forget_weight: float = Field(1.0, gt=0, description="weight of the ascent")
+
+
+def gradient_ascent_loss(nll: Tensor) -> Tensor:
+    """Per-token loss of gradient ascent, ``-nll``.
+
+    Args:
+        nll: (R,) negative log-likelihood of each answer token of the forget set, in nats.
+
+    Returns:
+        (R,) losses; their mean over all answer tokens, not over examples, is the objective.
+    """
+    return -nll
 
 
 class GradientAscent(ObjectiveMethod):
@@ -31,4 +45,8 @@ class GradientAscent(ObjectiveMethod):
 
     def objective(self) -> Objective:
         """-CE(forget), token mean."""
-        return Objective((Term("forget_ascent", ("forget",), negative_nll, "token_mean", self.config.forget_weight),))
+
+        def values(forget: Statistics) -> Tensor:
+            return gradient_ascent_loss(forget.nll)
+
+        return Objective((Term("forget_ascent", ("forget",), values, "token_mean", self.config.forget_weight),))

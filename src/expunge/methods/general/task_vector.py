@@ -37,7 +37,8 @@ def negate_task_vector(
         base: state of the model to forget with, such as a ``state_dict``; it is left as it is.
         tuned: state of the same model after training on what is to be forgotten.
         strength: how much of the difference is subtracted.
-        parity: leave every other tensor out, as the reference code does; loaded strictly, its result lacks buffers.
+        parity: do as the reference code does: compute in the tensors' own precision, and leave out those of int64 and
+            uint8; loaded strictly, its result lacks buffers.
 
     Raises:
         ValueError: the two states have other names or shapes. Nothing is dropped or broadcast.
@@ -46,13 +47,16 @@ def negate_task_vector(
     other |= {name for name in base.keys() & tuned.keys() if base[name].shape != tuned[name].shape}
     if other:
         raise ValueError(f"the two models differ in {len(other)} tensor(s), such as {min(other)}")
+    if parity:
+        left = {name: start for name, start in base.items() if start.dtype not in (torch.int64, torch.uint8)}
+        return {name: start + strength * -(tuned[name] - start) for name, start in left.items()}
     out = {}
     for name, start in base.items():
         if start.is_floating_point():
             exact = torch.promote_types(start.dtype, torch.float32)
             here = start.to(exact)
             out[name] = (here - strength * (tuned[name].to(here) - here)).to(start.dtype)
-        elif not parity:
+        else:
             out[name] = start.clone()
     return out
 

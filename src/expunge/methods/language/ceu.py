@@ -38,17 +38,34 @@ def ceu_loss(logits: Tensor, targets: Tensor) -> Tensor:
     ``q = softmax(sg(z) with z[target] = -inf)``, sg the stopped gradient.
 
     Args:
-        logits: (R, V) of the model being trained.
-        targets: (R,) int64 answer tokens; -100 where there is none.
+        logits: (R, V), or (..., V), of the model being trained.
+        targets: (R,) or (...) int64 answer tokens; -100 where there is none.
 
     Returns:
-        (R,) losses in nats, 0 at rows without a target; their mean over the other rows is the objective. With p_y the
-        probability of the target, the gradient is ``p_y`` at the target and ``-p_v p_y / (1 - p_y)`` elsewhere.
+        (R,) or (...) losses in nats, 0 at rows without a target; their mean over the other rows is the objective. With
+        p_y the probability of the target, the gradient is ``p_y`` at the target and ``-p_v p_y / (1 - p_y)`` elsewhere.
     """
-    index = targets.clamp_min(0)
-    current = logits.detach()
-    loss = soft_cross_entropy(logits, lambda rows: current[rows].scatter(1, index[rows, None], -math.inf))
-    return loss.masked_fill(targets == IGNORED, 0.0)
+    index = targets.reshape(-1, 1).clamp_min(0)
+    flat = logits.reshape(-1, logits.shape[-1])
+    current = flat.detach()
+    loss = soft_cross_entropy(flat, lambda rows: current[rows].scatter(1, index[rows], -math.inf))
+    return loss.reshape(targets.shape).masked_fill(targets == IGNORED, 0.0)
+
+
+def ceu_reference_loss(logits: Tensor, labels: Tensor, ignore_first_n: int = 1) -> Tensor:
+    """CE-U as open-unlearning computes it on a padded batch; a scalar, NaN where no label is left.
+
+    It counts the first labels of each example before the shift. So where the first token of the text is a label, which
+    nothing predicts, this is one of those that are left alone.
+
+    Args:
+        logits: (B, T, V), unshifted.
+        labels: (B, T) int64, unshifted; -100 where there is no label.
+        ignore_first_n: labels left alone at the start of each example.
+    """
+    labelled = labels != IGNORED
+    kept = labels.masked_fill(labelled & (labelled.cumsum(-1) <= ignore_first_n), IGNORED)[:, 1:]
+    return ceu_loss(logits[:, :-1], kept).sum() / (kept != IGNORED).sum()
 
 
 def place_in_example(example: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -43,9 +44,11 @@ def pdu_loss(logits: Tensor) -> Tensor:
 
     Returns:
         (R,) losses; their mean over the answer tokens is the objective. A constant added to all logits of a row
-        changes nothing.
+        changes nothing. Of several highest logits the first one takes the gradient, as in the authors' code; in low
+        precision such ties are common.
     """
-    return (logits.amax(-1) - logits.mean(-1)).square()
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (precise.max(-1).values - precise.mean(-1)).square()
 
 
 def pdu_reference_loss(logits: Tensor, labels: Tensor) -> Tensor:

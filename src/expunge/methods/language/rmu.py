@@ -17,7 +17,7 @@ from expunge.selections.base import Mask
 from expunge.tasks.base import Task
 from expunge.tasks.blocks import decoder_blocks, feed_forward_outputs
 from expunge.tasks.encoding import Positions
-from expunge.tasks.statistics import Statistics
+from expunge.tasks.statistics import IGNORED, Statistics
 from expunge.training.objective import Objective, Term
 from expunge.training.plan import draw
 
@@ -74,26 +74,34 @@ def rmu_loss(hidden: Tensor, target: Tensor, example: Tensor, counts: Tensor) ->
     Returns:
         (B,) losses in float32 or better; their mean is the objective.
     """
+    return _sums(hidden, target, example, len(counts)) / counts
+
+
+def _sums(hidden: Tensor, target: Tensor, example: Tensor, examples: int) -> Tensor:
+    """(B,) squared distances, averaged over dimensions and summed over each example's rows."""
+    squared = _distance(hidden, target)
+    return torch.zeros(examples, dtype=squared.dtype, device=hidden.device).index_add(0, example, squared)
+
+
+def _distance(hidden: Tensor, target: Tensor) -> Tensor:
     precise = torch.promote_types(hidden.dtype, torch.float32)
-    squared = (hidden.to(precise) - target.to(precise)).square().mean(-1)
-    return torch.zeros(len(counts), dtype=precise, device=hidden.device).index_add(0, example, squared) / counts
+    return (hidden.to(precise) - target.to(precise)).square().mean(-1)
 
 
 def rmu_reference_loss(hidden: Tensor, target: Tensor, labels: Tensor) -> Tensor:
     """RMU as open-unlearning computes it on a padded batch; a scalar.
 
     Its mask is ``labels != -100`` without a shift, and a (B,) sum divided by (B, 1) lengths makes (B, B) numbers:
-    the mean of them is ``mean_i(s_i) mean_j(1 / n_j)``, which is the definition for B = 1 alone.
+    the mean of them is ``mean_i(s_i) mean_j(1 / n_j)``, which is the definition for B = 1 alone. An example without a
+    label makes it NaN.
 
     Args:
         hidden: (B, T, H).
         target: (H,), or (B, T, H).
         labels: (B, T) int64; -100 where there is no label.
     """
-    mask = labels != -100
-    precise = torch.promote_types(hidden.dtype, torch.float32)
-    squared = (hidden.to(precise) - target.to(precise)).square().mean(-1)
-    return (squared * mask).sum(1).mean() * (1.0 / mask.sum(1)).mean()
+    mask = labels != IGNORED
+    return ((_distance(hidden, target) * mask).sum(1) / mask.sum(1, keepdim=True)).mean()
 
 
 class RMU(ObjectiveMethod):
@@ -173,8 +181,10 @@ class RMU(ObjectiveMethod):
         positions: Positions = "label" if config.parity else "answer"
 
         def loss(stats: Statistics, target: Tensor) -> Tensor:
-            values = rmu_loss(stats.blocks[layer], target, stats.example, stats.counts)
-            return values * stats.counts * (1.0 / stats.counts).mean() if config.parity else values
+            if not config.parity:
+                return rmu_loss(stats.blocks[layer], target, stats.example, stats.counts)
+            sums = _sums(stats.blocks[layer], target, stats.example, len(stats))
+            return (sums[:, None] / stats.counts).mean(1)
 
         def steer(forget: Statistics) -> Tensor:
             hidden = forget.blocks[layer]

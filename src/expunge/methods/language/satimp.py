@@ -28,7 +28,7 @@ class SatImpConfig(RetainConfig):
     parity: bool = Field(
         False,
         description="reproduce the reference's configuration file: forget_weight 0.1 and retain_weight 1 unless they "
-        "are given, and the KL retain loss averaged over all B x T positions",
+        "are given; p and 1 - p before their powers; and the KL retain loss over all B x T positions",
     )
 
     @model_validator(mode="before")
@@ -39,20 +39,26 @@ class SatImpConfig(RetainConfig):
         return values
 
 
-def satimp_loss(nll: Tensor, beta1: float, beta2: float) -> Tensor:
+def satimp_loss(nll: Tensor, beta1: float, beta2: float, *, parity: bool = False) -> Tensor:
     """Per-token SatImp loss ``-sg(p^beta1 (1 - p)^beta2) nll``, ``p = exp(-nll)`` and sg the stopped gradient.
 
     Args:
         nll: (R,) negative log-likelihood of each answer token, in nats.
         beta1: exponent of the saturation p.
         beta2: exponent of the importance 1 - p.
+        parity: form p and 1 - p before their powers, as the reference does: each is 0 where it is too small for nll's
+            precision.
 
     Returns:
         (R,) losses; their mean over the answer tokens is the objective. Tokens with p near 1 or near 0 hardly count.
         With beta2 = 0 it is ``wga_loss``.
     """
     fixed = nll.detach()
-    weight = (-beta1 * fixed).exp() * (-torch.expm1(-fixed)) ** beta2
+    if parity:
+        p = (-fixed).exp()
+        weight = p**beta1 * (1 - p) ** beta2
+    else:
+        weight = (-beta1 * fixed).exp() * (-torch.expm1(-fixed)) ** beta2
     return -weight * nll
 
 
@@ -76,7 +82,7 @@ class SatImp(ObjectiveMethod):
         config = self.config
 
         def values(forget: Statistics) -> Tensor:
-            return satimp_loss(forget.nll, config.beta1, config.beta2)
+            return satimp_loss(forget.nll, config.beta1, config.beta2, parity=config.parity)
 
         ascent = Term("satimp", ("forget",), values, "token_mean", config.forget_weight)
         return Objective((ascent, *config.retain_terms()))

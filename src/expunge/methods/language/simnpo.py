@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod
 from expunge.methods.terms import RetainConfig
-from expunge.tasks.statistics import Statistics
+from expunge.tasks.statistics import IGNORED, Statistics
 from expunge.training.objective import Objective, Term
 
 
@@ -40,6 +41,23 @@ def simnpo_loss(mean_nll: Tensor, beta: float, margin: float = 0.0, margin_outsi
     """
     inside = beta * mean_nll - margin if margin_outside else beta * (mean_nll - margin)
     return -(2.0 / beta) * F.logsigmoid(inside)
+
+
+def simnpo_reference_loss(logits: Tensor, labels: Tensor, beta: float, margin: float = 0.0) -> Tensor:
+    """SimNPO as the authors' code and open-unlearning compute it on a padded batch; a scalar.
+
+    They divide by the number of labels before the shift. Where the first token of a text is a label, which nothing
+    predicts, that is one too many; an example without a label makes it NaN.
+
+    Args:
+        logits: (B, T, V), unshifted.
+        labels: (B, T) int64, unshifted; -100 where there is no label.
+        beta: inverse temperature.
+        margin: the margin, within beta.
+    """
+    precise = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+    nll = F.cross_entropy(precise.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none")
+    return simnpo_loss(nll.sum(1) / (labels != IGNORED).sum(1), beta, margin).mean()
 
 
 class SimNPO(ObjectiveMethod):

@@ -22,25 +22,29 @@ class _SoftCrossEntropy(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, logits: Tensor, target_logits: Callable[[slice], Tensor]
     ) -> Tensor:
         step = max(1, CHUNK // logits.shape[-1])
-        loss = logits.new_empty(len(logits))
-        gradient = torch.empty_like(logits)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        loss = logits.new_empty(len(logits), dtype=precise)
+        gradient = torch.empty_like(logits, dtype=precise)
         for start in range(0, len(logits), step):
             rows = slice(start, start + step)
-            target = torch.softmax(target_logits(rows), dim=-1)
-            log_probs = torch.log_softmax(logits[rows], dim=-1)
+            target = torch.softmax(target_logits(rows), dim=-1, dtype=precise)
+            log_probs = torch.log_softmax(logits[rows], dim=-1, dtype=precise)
             loss[rows] = -torch.einsum("rv,rv->r", target, log_probs)
             gradient[rows] = log_probs.exp_().sub_(target)
         ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype  # type: ignore[attr-defined]
         return loss
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * grads[0][:, None], None
+        return (gradient * grads[0][:, None]).to(ctx.dtype), None  # type: ignore[attr-defined]
 
 
 def soft_cross_entropy(logits: Tensor, target_logits: Callable[[slice], Tensor]) -> Tensor:
     """(R,) cross-entropy ``-sum_v q_v log p_v`` in nats, ``p = softmax(logits)`` and ``q = softmax(target_logits)``.
+
+    Computed in float32 or better, whatever the precision of the logits.
 
     Args:
         logits: (R, V); the gradient reaches these only.

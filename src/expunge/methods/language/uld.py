@@ -65,8 +65,9 @@ class ULDConfig(StrengthConfig):
     )
     parity: bool = Field(
         False,
-        description="reproduce the authors' code: uniformity averaged over all B x T positions, padding included; raw "
-        "logits subtracted; a filter that keeps everything in a vocabulary of fewer than 1 / filter tokens",
+        description="reproduce the authors' code: uniformity averaged over all B x T positions, padding included, by "
+        "the logarithm of a softmax, which underflows; raw logits subtracted; a filter that keeps everything in a "
+        "vocabulary of fewer than 1 / filter tokens",
     )
 
 
@@ -75,52 +76,56 @@ class _UniformKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor) -> Tensor:
-        vocabulary = logits.shape[-1]
-        divergence, gradient = logits.new_empty(len(logits)), torch.empty_like(logits)
+        vocabulary, precise = logits.shape[-1], torch.promote_types(logits.dtype, torch.float32)
+        divergence, gradient = logits.new_empty(len(logits), dtype=precise), torch.empty_like(logits, dtype=precise)
         step = max(1, CHUNK // vocabulary)
         for start in range(0, len(logits), step):
             rows = slice(start, start + step)
-            total = torch.logsumexp(logits[rows], dim=-1)
-            divergence[rows] = total - logits[rows].mean(-1) - math.log(vocabulary)
-            torch.sub(logits[rows], total[:, None], out=gradient[rows])
+            here = logits[rows].to(precise)
+            total = torch.logsumexp(here, dim=-1)
+            divergence[rows] = total - here.mean(-1) - math.log(vocabulary)
+            torch.sub(here, total[:, None], out=gradient[rows])
             gradient[rows].exp_().sub_(1 / vocabulary)
         ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype  # type: ignore[attr-defined]
         return divergence
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * grads[0][:, None]
+        return (gradient * grads[0][:, None]).to(ctx.dtype)  # type: ignore[attr-defined]
 
 
-def uniform_kl(logits: Tensor) -> Tensor:
+def uniform_kl(logits: Tensor, *, parity: bool = False) -> Tensor:
     """KL(uniform || p) per row, ``-log V - (1 / V) sum_v log p_v``, in nats.
 
     Args:
-        logits: (R, V) of the assistant.
+        logits: (R, V), or (..., V), of the assistant.
+        parity: take the logarithm of the softmax, as the authors' code does: infinite, with a gradient that is not a
+            number, as soon as one of the V probabilities is too small for the precision (beyond 103 nats in float32).
 
     Returns:
-        (R,) divergences, 0 where every token is as probable; the gradient is ``p - 1 / V``.
+        (R,) or (...) divergences, 0 where every token is as probable; the gradient is ``p - 1 / V``.
     """
-    divergence: Tensor = _UniformKL.apply(logits)
-    return divergence
+    vocabulary = logits.shape[-1]
+    if parity:
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        return -math.log(vocabulary) - torch.softmax(logits, dim=-1, dtype=precise).log().mean(-1)
+    divergence: Tensor = _UniformKL.apply(logits.reshape(-1, vocabulary))
+    return divergence.reshape(logits.shape[:-1])
 
 
-def uld_loss(forget_nll: Tensor, retain_logits: Tensor, retain_weight: float) -> Tensor:
+def uld_loss(forget_nll: Tensor, retain_logits: Tensor, retain_weight: float, *, parity: bool = False) -> Tensor:
     """Loss of the assistant, ``mean_t nll_t + w mean_t KL(uniform || p_t)``; a scalar.
 
     Args:
         forget_nll: (R,) NLL of the tokens of the answers to be forgotten and of their paraphrases.
-        retain_logits: (R', V) at positions of retain examples and of wrong answers: every token of them, prompt
-            included. The authors' code takes all B x T positions of a padded batch.
+        retain_logits: (R', V), or (..., V), at positions of retain examples and of wrong answers: every token of them,
+            prompt included. The authors' code takes all B x T positions of a padded batch.
         retain_weight: w.
+        parity: see ``uniform_kl``.
     """
-    return forget_nll.mean() + retain_weight * uniform_kl(retain_logits).mean()
-
-
-def _uniformity(retain: Statistics) -> Tensor:
-    """(R,) how far the assistant is from uniform at every row that is read."""
-    return uniform_kl(retain.logits)
+    return forget_nll.mean() + retain_weight * uniform_kl(retain_logits, parity=parity).mean()
 
 
 def reworded(examples: Dataset, column: str, most: int) -> list[dict[str, Any]]:
@@ -208,7 +213,11 @@ class ULD(ObjectiveMethod):
         config = self.config
         remember = Term("remember", ("forget",), nll, "token_mean")
         positions: Any = "all" if config.parity else "attended"
-        uniform = Term("uniform", ("retain",), _uniformity, "row_mean", config.retain_weight, positions=positions)
+
+        def uniformity(retain: Statistics) -> Tensor:
+            return uniform_kl(retain.logits, parity=config.parity)
+
+        uniform = Term("uniform", ("retain",), uniformity, "row_mean", config.retain_weight, positions=positions)
         return Objective((remember, uniform))
 
     def required(self) -> tuple[str, ...]:

@@ -39,14 +39,14 @@ def undial_loss(logits: Tensor, reference_logits: Tensor | Rows, targets: Tensor
     """Per-token UNDIAL loss ``-sum_v q_v log p_v`` with ``q = softmax(z_ref - beta onehot(target))``.
 
     Args:
-        logits: (R, V) of the model being trained.
-        reference_logits: (R, V) of the model before unlearning, or a function that gives the rows of a slice.
-        targets: (R,) int64 answer tokens; -100 where there is none.
+        logits: (R, V), or (..., V), of the model being trained.
+        reference_logits: the same of the model before unlearning, or a function that gives the rows of a slice.
+        targets: (R,) or (...) int64 answer tokens; -100 where there is none.
         beta: how far the answer's logit is lowered.
 
     Returns:
-        (R,) losses in nats, 0 at rows without a target; their mean over the other rows is the objective. The gradient
-        is ``softmax(logits) - q``. The minimum is not 0 but the entropy of q.
+        (R,) or (...) losses in nats, 0 at rows without a target; their mean over the other rows is the objective. The
+        gradient is ``softmax(logits) - q``. The minimum is not 0 but the entropy of q.
     """
     loss = _lowered(logits, reference_logits, targets.clamp_min(0), beta)
     return loss.masked_fill(targets == IGNORED, 0.0)
@@ -73,19 +73,22 @@ def undial_reference_loss(logits: Tensor, reference_logits: Tensor, labels: Tens
     vocabulary = logits.shape[-1]
     if vocabulary < -IGNORED:
         raise ValueError(f"the reference's index -100 does not exist in a vocabulary of {vocabulary} tokens")
-    shifted = labels[:, 1:].reshape(-1) % vocabulary
-    student, reference = (z[:, :-1].reshape(-1, vocabulary) for z in (logits, reference_logits))
-    return _lowered(student, reference, shifted, beta).mean()
+    shifted = labels[:, 1:] % vocabulary
+    return _lowered(logits[:, :-1], reference_logits[:, :-1], shifted, beta).mean()
 
 
 def _lowered(logits: Tensor, reference_logits: Tensor | Rows, index: Tensor, beta: float) -> Tensor:
-    reference = reference_logits.__getitem__ if isinstance(reference_logits, Tensor) else reference_logits
+    """Loss of each row, of the shape of ``index``, which says whose logit is lowered."""
+    vocabulary, given = logits.shape[-1], reference_logits
+    reference = given.reshape(-1, vocabulary).__getitem__ if isinstance(given, Tensor) else given
+    lowered = index.reshape(-1, 1)
 
     def target(rows: slice) -> Tensor:
         kept = reference(rows).detach()
-        return kept.scatter_add(1, index[rows, None], torch.full_like(kept[:, :1], -beta))
+        kept = kept.to(torch.promote_types(kept.dtype, torch.float32))
+        return kept.scatter_add(1, lowered[rows], torch.full_like(kept[:, :1], -beta))
 
-    return soft_cross_entropy(logits, target)
+    return soft_cross_entropy(logits.reshape(-1, vocabulary), target).reshape(index.shape)
 
 
 class UNDIAL(ObjectiveMethod):

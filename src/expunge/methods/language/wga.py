@@ -22,18 +22,21 @@ class WGAConfig(RetainConfig):
     )
 
 
-def wga_loss(nll: Tensor, beta: float) -> Tensor:
+def wga_loss(nll: Tensor, beta: float, *, parity: bool = False) -> Tensor:
     """Per-token WGA loss ``-sg(p^beta) nll``, ``p = exp(-nll)`` and sg the stopped gradient.
 
     Args:
         nll: (R,) negative log-likelihood of each answer token, in nats.
         beta: exponent of the weight.
+        parity: form p before its power, as the reference does: it is 0 where p is too small for nll's precision (beyond
+            103 nats in float32), and so is the weight, though p^beta may be far from it.
 
     Returns:
         (R,) losses; their mean over the answer tokens is the objective. The gradient is that of gradient ascent,
         weighted per token by ``p^beta``, which goes to 0 once a token is forgotten.
     """
-    weight = (-beta * nll.detach()).exp()
+    fixed = nll.detach()
+    weight = (-fixed).exp() ** beta if parity else (-beta * fixed).exp()
     return -weight * nll
 
 
@@ -54,7 +57,7 @@ class WGA(ObjectiveMethod):
         config = self.config
 
         def values(forget: Statistics) -> Tensor:
-            return wga_loss(forget.nll, config.beta)
+            return wga_loss(forget.nll, config.beta, parity=config.parity)
 
         ascent = Term("wga", ("forget",), values, "token_mean", config.forget_weight)
         return Objective((ascent, *config.retain_terms()))
