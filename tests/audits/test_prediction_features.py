@@ -56,3 +56,13 @@ def test_laws(logits: list[float], label: int) -> None:
     assert -1e-12 <= found["entropy"][0, 0] <= np.log(3) + 1e-12
     assert found["modified_entropy"][0, 0] >= -1e-12
     assert found["confidence"][0, 0] == found["probability"][0, label]
+
+
+def test_the_released_form_keeps_small_probabilities_of_float32() -> None:
+    p = np.array([[1.0, 1e-40, 1e-60]])
+    # Class 0 is the only label: its weight is 0, the weights of the others are p itself, and those are next to nothing.
+    assert released_modified_entropy(p, np.array([0])) == pytest.approx([0.0], abs=1e-30)
+    # Turned, each counts with its logarithm: of 1e-40 in float32, of 1e-30 where float32 has 0.
+    found = released_modified_entropy(p, np.array([1]))
+    assert found == pytest.approx([40 * np.log(10)], rel=1e-5)
+    assert released_modified_entropy(p, np.array([2])) == pytest.approx([30 * np.log(10)])

@@ -80,3 +80,10 @@ def test_a_weight_moves_where_both_masks_let_it() -> None:
     assert both(None, None) is None
     with pytest.raises(BadInput, match="every weight"):
         both({"x": ~a}, {"x": b})
+
+
+def test_a_number_that_is_not_whole_is_rounded_or_cut() -> None:
+    scores = {"a": torch.tensor([3.0, 1.0, 2.0])}
+    assert top_share(scores, 0.6)["a"].tolist() == [True, False, True]
+    assert top_share(scores, 0.6, floor=True)["a"].tolist() == [True, False, False]
+    assert top_share({**scores, "b": scores["a"]}, 0.6, "tensor", floor=True)["b"].tolist() == [True, False, False]

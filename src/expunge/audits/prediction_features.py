@@ -62,15 +62,17 @@ def released_modified_entropy(probabilities: Array, labels: Labels) -> Array:
     """Return what the reference implementation computes in the place of the modified entropy (for parity only).
 
     It takes ``log p`` where ``log(1 - p)`` is meant, and turns every column whose class occurs among the labels of
-    the batch, in all of its rows. So a value depends on the labels of the other examples.
+    the batch, in all of its rows. So a value depends on the labels of the other examples. Probabilities are float32,
+    and only those that are 0 in it count as 1e-30.
 
     Args:
         probabilities: (n, C).
         labels: (n,).
     """
-    weights, present = probabilities.copy(), np.unique(labels)
+    single = probabilities.astype(np.float32).astype(np.float64)
+    weights, present = single.copy(), np.unique(labels)
     weights[:, present] = 1 - weights[:, present]
-    return np.asarray(-(weights * np.log(np.maximum(probabilities, _LEAST))).sum(-1))
+    return np.asarray(-(weights * np.log(np.where(single > 0, single, _LEAST))).sum(-1))
 
 
 def prediction_features(predictions: Predictions, parity: bool = False) -> dict[str, Array]:

@@ -99,16 +99,19 @@ class Selection(ABC):
 SELECTIONS: Registry[Selection] = Registry("expunge.selections", Selection, "selection")  # type: ignore[type-abstract]
 
 
-def top_share(scores: Mapping[str, Tensor], share: float, scope: Scope = "global") -> dict[str, Tensor]:
+def top_share(
+    scores: Mapping[str, Tensor], share: float, scope: Scope = "global", *, floor: bool = False
+) -> dict[str, Tensor]:
     """Return a mask of the entries with the highest scores.
 
-    Exactly ``round(share * entries)`` are chosen; among equal scores, the first in the order of the mapping and within
-    a tensor. NaN scores are never chosen before others.
+    Exactly ``round(share * entries)`` are chosen, or with ``floor`` that rounded down; among equal scores, the first in
+    the order of the mapping and within a tensor. NaN scores are never chosen before others.
 
     Args:
         scores: parameter name -> scores of its entries.
         share: how many, in (0, 1].
         scope: rank all entries together, or each tensor by itself.
+        floor: see above.
 
     Raises:
         ValueError: a share out of range.
@@ -116,9 +119,9 @@ def top_share(scores: Mapping[str, Tensor], share: float, scope: Scope = "global
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}, not in (0, 1]")
     if scope == "tensor":
-        return {name: top_share({name: value}, share)[name] for name, value in scores.items()}
+        return {name: top_share({name: value}, share, floor=floor)[name] for name, value in scores.items()}
     flat = torch.cat([value.detach().float().flatten() for value in scores.values()]).nan_to_num(nan=-torch.inf)
-    keep = round(share * flat.numel())
+    keep = int(share * flat.numel()) if floor else round(share * flat.numel())
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     if keep:
         threshold = torch.kthvalue(flat, flat.numel() - keep + 1).values

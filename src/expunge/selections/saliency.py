@@ -22,7 +22,9 @@ class SaliencyConfig(SelectionConfig):
     share: float = Field(0.5, gt=0, le=1, description="share of the weights that may move")
     scope: Scope = Field("global", description="rank all weights together (the paper), or each tensor by itself")
     parity: bool = Field(
-        False, description="reproduce the reference: a sum of batch means, so that a short last batch weighs more"
+        False,
+        description="reproduce the reference: a sum of batch means, so that a short last batch weighs more, and a "
+        "number of weights that is rounded down",
     )
     parity_batch_size: PositiveInt = Field(256, description="batch size of parity")
 
@@ -85,4 +87,5 @@ class Saliency(Selection):
             lengths = [encoded.length(i) for i in range(len(encoded))]
             batches = length_batches(lengths, task.tokens_per_forward)
         found = loss_gradient(task, encoded, self.candidates(task), batches, sum_of_means=config.parity)
-        return top_share({name: g.abs() for name, g in found.items()}, config.share, config.scope)
+        magnitudes = {name: g.abs() for name, g in found.items()}
+        return top_share(magnitudes, config.share, config.scope, floor=config.parity)

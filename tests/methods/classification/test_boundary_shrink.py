@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.methods.classification.boundary_shrink import adversarial_step, nearest_classes, neighbour_class
+from expunge.methods.classification.boundary_shrink import adversarial_step, nearest_classes, neighbour_class, rounded
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 
@@ -48,3 +48,19 @@ def test_training_sends_images_there(tiny_predictor: Any, tiny_rows: Any) -> Non
     found = new.model.statistics(new.model.encode(request.forget)).logits.argmax(-1)
     assert (found == expected).float().mean() > 0.8
     assert new.config["neighbours"] == {"unchanged": 0}
+
+
+def test_parity_rounds_the_perturbed_image_to_256_levels(tiny_predictor: Any, tiny_rows: Any) -> None:
+    mean, std = torch.tensor([[0.5], [0.25]]), torch.tensor([[0.25], [0.5]])
+    raw = torch.tensor([[0.0, 0.5, 1.0], [0.11, 0.123, 0.999]])
+    levels = (rounded((raw - mean) / std, mean, std) * std + mean) * 255
+    torch.testing.assert_close(levels, torch.tensor([[0.0, 128.0, 255.0], [28.0, 31.0, 255.0]]))
+    task = tiny_predictor("module")
+    encoded = task.encode(tiny_rows("module", range(5)))
+    asked: list[torch.Tensor] = []
+    predict = task.predict
+    task.predict = lambda inputs: asked.append(inputs["pixel_values"].detach()) or predict(inputs)
+    nearest_classes(task, encoded, 0.0777, parity=True)
+    mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (task.inputs.mean, task.inputs.std))
+    moved = (asked[-1] * std + mean) * 255
+    torch.testing.assert_close(moved, moved.round(), atol=1e-3, rtol=0)

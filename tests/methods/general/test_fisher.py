@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from expunge.errors import BadInput
-from expunge.methods.general.fisher import noise_variance
+from expunge.methods.general.fisher import noise_variance, port_information
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.selections.importance import squared_gradients
@@ -53,3 +53,47 @@ def test_a_class_that_is_forgotten_loses_its_row_of_the_head(tiny_predictor: Any
         assert p[0].abs().max() > 3.0, name
     with pytest.raises(BadInput, match="holds 3 classes"):
         unlearn(task, DeletionRequest(tiny_rows("table", range(6)), request.retain, scenario="class"), "fisher")
+
+
+def test_parity_squares_the_means_of_batches_class_by_class(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("table")
+    encoded = task.encode(tiny_rows("table", range(7)))
+    parameters = dict(task.named_parameters())
+
+    def predict(batch: Any) -> torch.Tensor:
+        return task.predict(task.batch(encoded.take(batch)))  # type: ignore[no-any-return]
+
+    batches = [[0, 1, 2, 3], [4, 5, 6]]
+    found = port_information(predict, batches, parameters)
+    expected = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for batch in batches:
+        shares = predict(batch).softmax(-1).mean(0)
+        for label, share in enumerate(shares.tolist()):
+            task.model.zero_grad()
+            target = torch.full((len(batch),), label)
+            torch.nn.functional.cross_entropy(predict(batch), target).backward()
+            for name, p in parameters.items():
+                assert p.grad is not None
+                expected[name] += share * p.grad**2 / 2
+    task.model.zero_grad()
+    for name in parameters:
+        torch.testing.assert_close(found[name], expected[name])
+    # Batches of one example are the information itself.
+    single = port_information(predict, [[i] for i in range(7)], parameters)
+    information = squared_gradients(task, encoded, parameters, kind="fisher")
+    for name in parameters:
+        torch.testing.assert_close(single[name], information[name])
+    request = DeletionRequest(tiny_rows("table", range(3)), tiny_rows("table", range(10, 30)))
+    own = [
+        dict(unlearn(task, request, "fisher", settings={"alpha": 1e-3, **more}).model.named_parameters())
+        for more in ({}, {"parity": True, "parity_batch_size": 1}, {"parity": True, "parity_batch_size": 20})
+    ]
+    for name in parameters:
+        torch.testing.assert_close(own[0][name], own[1][name], rtol=1e-3, atol=1e-5)
+    assert any(not torch.allclose(own[0][name], own[2][name], rtol=1e-2) for name in parameters)
+
+
+def test_parity_is_for_classifiers(tiny_predictor: Any, tiny_rows: Any) -> None:
+    request = DeletionRequest(tiny_rows("table-regressor", range(3)), tiny_rows("table-regressor", range(10, 20)))
+    with pytest.raises(BadInput, match="parity"):
+        unlearn(tiny_predictor("table-regressor"), request, "fisher", settings={"parity": True})

@@ -71,3 +71,19 @@ def test_proximal_steps_end_exactly_at_zero_and_respect_a_selection(tiny_predict
         assert part is not None
         assert torch.equal(new[~part], old[~part])
         assert not torch.equal(new[part], old[part])
+
+
+def test_parity_changes_gamma_between_epochs_alone(tiny_predictor: Any, tiny_rows: Any) -> None:
+    stepped = L1(L1SparseConfig(gamma=0.1, parity=True), epochs=4)
+    assert [stepped.gamma(d) for d in (0.0, 0.24, 0.25, 0.74, 0.99)] == pytest.approx([0.1, 0.1, 0.075, 0.05, 0.025])
+    # Ten steps of three epochs each: float rounding must not put a step into the epoch before.
+    third = L1(L1SparseConfig(gamma=0.3, parity=True), epochs=3)
+    assert [third.gamma(step / 30) for step in (9, 10, 19, 20)] == pytest.approx([0.3, 0.2, 0.2, 0.1])
+    request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(10, 30)))
+    task = tiny_predictor("table")
+    settings = {"gamma": 0.01, "parity": True, "epochs": 2, "batch_size": 5, "learning_rate": 1e-9, "warmup": 0.0}
+    done = unlearn(task, request, "l1_sparse", settings=settings)
+    assert done.training is not None
+    norm = sum(float(p.abs().sum()) for _, p in task.named_parameters())
+    values = [record["loss/l1"] for record in done.training.history]
+    assert values == pytest.approx([0.01 * norm] * 4 + [0.005 * norm] * 4, rel=1e-4)

@@ -25,7 +25,9 @@ class BoundaryShrinkConfig(MethodConfig):
 
     step: PositiveFloat = Field(0.1, description="length of the adversarial step, of pixels from 0 to 1")
     parity: bool = Field(
-        False, description="reproduce the reference: take the prediction behind the step even if it is the true class"
+        False,
+        description="reproduce the reference: round perturbed images to 256 levels, and take the prediction behind the "
+        "step even if it is the true class",
     )
 
 
@@ -40,6 +42,16 @@ def neighbour_class(logits: Tensor, true: Tensor, parity: bool = False) -> Tenso
     if parity:
         return logits.argmax(-1)
     return logits.scatter(1, true[:, None], -torch.inf).argmax(-1)
+
+
+def rounded(pixels: Tensor, mean: float | Tensor = 0.0, std: float | Tensor = 1.0) -> Tensor:
+    """Return images whose pixels are one of 256 levels from 0 to 1, as the reference rounds perturbed ones.
+
+    Args:
+        pixels: (B, ...), normalised by ``mean`` and ``std``.
+        mean, std: of the normalisation, which broadcast.
+    """
+    return (torch.round((pixels * std + mean) * 255) / 255 - mean) / std
 
 
 def adversarial_step(pixels: Tensor, gradient: Tensor, step: float | Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -58,8 +70,8 @@ class BoundaryShrink(ObjectiveMethod):
 
     f_0 is the model before unlearning, in evaluation mode; training sees the clean x. The step is one of the sign of
     the gradient, in pixels from 0 to 1 whatever the model's normalisation. The reference rounds the perturbed image to
-    256 levels and keeps y' where it is the true class (``parity=True`` does the latter): a step that does not cross
-    the boundary then trains towards what is to be forgotten.
+    256 levels and keeps y' where it is the true class (``parity=True`` does both): a step that does not cross the
+    boundary then trains towards what is to be forgotten.
 
     Source: Chen et al. 2023, Boundary Unlearning (arXiv 2303.11570), section 4.2.
     """
@@ -92,7 +104,7 @@ def nearest_classes(model: Predictor, encoded: LabelledExamples, step: float, pa
         model: an image classifier; left as it is.
         encoded: N images of one size.
         step: length of the step on the scale of pixels from 0 to 1.
-        parity: see ``neighbour_class``.
+        parity: see ``neighbour_class``; and round, see ``rounded``.
     """
     assert isinstance(model.inputs, ImageInputs)
     mean, std = (torch.tensor(v).reshape(-1, 1, 1).to(model.device) for v in (model.inputs.mean, model.inputs.std))
@@ -108,6 +120,7 @@ def nearest_classes(model: Predictor, encoded: LabelledExamples, step: float, pa
             (gradient,) = torch.autograd.grad(loss, pixels)
             with torch.no_grad():
                 moved = adversarial_step(pixels, gradient, step / std, -mean / std, (1 - mean) / std)
+                moved = rounded(moved, mean, std) if parity else moved
                 out[batch] = neighbour_class(model.predict({"pixel_values": moved}), true, parity).cpu()
     finally:
         model.model.train(training)

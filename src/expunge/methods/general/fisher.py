@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import EditingMethod, MethodConfig, Run
 from expunge.requests.request import DeletionRequest
-from expunge.selections.importance import squared_gradients
+from expunge.selections.importance import differentiable, squared_gradients
 from expunge.tasks.base import Task
 from expunge.tasks.kinds import CLASSIFIERS, KINDS
+from expunge.tasks.predictor import Predictor
 from expunge.training.plan import draw
 
 # Bounds of the variance before it is scaled, of the whole model and of its head.
@@ -28,7 +30,8 @@ class FisherConfig(MethodConfig):
     head_factor: PositiveFloat = Field(10.0, description="further factor on the head, biases and norms")
     parity: bool = Field(
         False,
-        description="reproduce a common port: squared gradients of batch means in the place of the Fisher information",
+        description="reproduce a common port, for classifiers: squared gradients of batch means, weighted by the mean "
+        "probabilities of a batch, in the place of the Fisher information",
     )
     parity_batch_size: PositiveInt = Field(32, description="batch size of parity")
 
@@ -58,12 +61,46 @@ def noise_variance(fisher: Tensor, alpha: float, *, head: bool, head_factor: flo
     return variance * head_factor if head or variance.dim() == 1 else variance
 
 
+def port_information(
+    predict: Callable[[Sequence[int]], Tensor],
+    batches: Sequence[Sequence[int]],
+    parameters: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return what a common port takes for the Fisher information of a classifier.
+
+    ``1/#batches sum_B sum_c mean_{x in B} p(c|x) (d mean_{x in B} CE(f(x), c) / d theta)^2``: squares of means instead
+    of means of squares, about 1/B of the information.
+
+    Args:
+        predict: maps the indices of a batch to (B, C) logits.
+        batches: indices, in order.
+        parameters: with respect to what, by name.
+
+    Returns:
+        Name -> float32 tensor of the parameter's shape.
+    """
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    for batch in batches:
+        with torch.enable_grad():
+            log_p = torch.log_softmax(predict(batch).float(), -1)
+        shares, losses = log_p.detach().exp().mean(0), -log_p.mean(0)
+        for share, loss in zip(shares, losses, strict=True):
+            found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    total[name] += share * gradient.float().square() / len(batches)
+    return total
+
+
 class Fisher(EditingMethod):
     """theta' = theta + sqrt(var) eps, eps ~ N(0, 1) by the run's seed, ``var`` from the Fisher information of retain.
 
     ``F_j = 1/N sum_{x in retain} sum_c p(c|x) (d log p(c|x) / d theta_j)^2``, the model's own distribution in the place
     of labels; see ``noise_variance`` for what follows from it. Where a whole class is forgotten
     (``scenario="class"``), the head's row of that class is drawn around 0 with variance 1e-4 times the head's factor.
+
+    ``parity=True`` takes ``port_information`` for F. (That port also knows the head by its shape alone, and a class
+    that is forgotten by the size of the forget set.)
 
     Source: Golatkar et al. 2020, section 4 and the authors' notebook.
     """
@@ -75,13 +112,25 @@ class Fisher(EditingMethod):
     paper = "Golatkar et al. 2020, Eternal Sunshine of the Spotless Net, arXiv:1911.04933"
     Config: ClassVar[type[MethodConfig]] = FisherConfig
 
+    def check(self, task: Task, request: DeletionRequest) -> None:
+        """Refuse also parity for what is not a classifier.
+
+        Raises:
+            BadInput: see ``Method.check``; or such a model.
+        """
+        super().check(task, request)
+        if self.config.parity and task.kind not in CLASSIFIERS:
+            what = f"sums over the classes of a classifier, and this is a {task.kind}"
+            raise BadInput(Problem(f"method {self.id}: parity", what, "leave parity off"))
+
     def edit(self, model: Task, request: DeletionRequest, run: Run) -> dict[str, Any]:
         """Measure the Fisher information of the retain set and add the noise."""
         config, gone = self.config, self._gone(model, request)
         parameters, heads = dict(model.named_parameters()), set(model.head_parameters())
         retain = model.encode(request.retain)
         if config.parity:
-            fisher = squared_gradients(model, retain, parameters, kind="batch", batch_size=config.parity_batch_size)
+            assert isinstance(model, Predictor)
+            fisher = _port(model, retain, parameters, config.parity_batch_size)
         else:
             fisher = squared_gradients(model, retain, parameters, kind="fisher", seed=run.train.seed)
         generator = torch.Generator().manual_seed(draw(run.train.seed, "fisher") % 2**63)
@@ -107,3 +156,13 @@ class Fisher(EditingMethod):
             what = f"scenario is class, and the forget set holds {len(found)} classes"
             raise BadInput(Problem(f"method {self.id}", what, "forget one class at a time, or name another scenario"))
         return found[0]
+
+
+def _port(model: Predictor, encoded: Any, parameters: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """``port_information`` of examples, in evaluation mode."""
+    batches = [list(range(k, min(k + size, len(encoded)))) for k in range(0, len(encoded), size)]
+    with differentiable(model, parameters):
+        model.cost.forwards += len(batches)
+        model.cost.backwards += len(batches) * (model.outcomes or 0)
+        model.cost.sequences += len(encoded)
+        return port_information(lambda batch: model.predict(model.batch(encoded.take(batch))), batches, parameters)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from expunge.methods.base import MethodConfig, ObjectiveMethod
+from expunge.methods.base import MethodConfig, ObjectiveMethod, Run
+from expunge.requests.request import DeletionRequest
+from expunge.tasks.base import Task
 from expunge.tasks.kinds import KINDS
 from expunge.training.objective import Objective, Penalty, Term, nll, shrink_towards
 
@@ -22,6 +26,9 @@ class L1SparseConfig(MethodConfig):
         0.0, ge=0, lt=1, description="last share of the run without the penalty; before, it falls linearly to zero"
     )
     constant: bool = Field(False, description="keep the weight of the penalty as it is throughout")
+    parity: bool = Field(
+        False, description="reproduce the reference: the weight of the penalty changes between epochs, not within one"
+    )
     proximal: bool = Field(
         False, description="shrink weights after each step instead of adding to gradients: many end exactly at zero"
     )
@@ -32,17 +39,20 @@ class L1(Penalty):
 
     Args:
         config: says how gamma moves.
+        epochs: of the run; only parity makes a difference.
     """
 
     name = "l1"
 
-    def __init__(self, config: L1SparseConfig):
-        self.config = config
+    def __init__(self, config: L1SparseConfig, epochs: int = 1):
+        self.config, self.epochs = config, epochs
 
     def gamma(self, done: float) -> float:
         """Return the weight when a share ``done`` of the run lies behind."""
         if self.config.constant:
             return self.config.gamma
+        if self.config.parity:
+            done = math.floor(done * self.epochs + 1e-9) / self.epochs
         return self.config.gamma * max(0.0, 1 - done / (1 - self.config.free_share))
 
     @torch.no_grad()
@@ -68,7 +78,8 @@ class L1(Penalty):
 class L1Sparse(ObjectiveMethod):
     """L = CE(retain) + gamma_t ||theta||_1 over all weights, biases and norms included; summed, not averaged.
 
-    gamma_t falls linearly from gamma to 0 over the run (or over its first ``1 - free_share``). With AdamW the pull of a
+    gamma_t falls linearly from gamma to 0 over the run (or over its first ``1 - free_share``), in the authors' code
+    from epoch to epoch (``parity=True``), here from step to step. With AdamW the pull of a
     weight that nothing else moves does not shrink with gamma; the authors use SGD. Weights become small, none exactly
     zero: the subgradient makes them oscillate around it. With ``proximal`` they are shrunk after each step instead, and
     those that nothing else holds end exactly at zero.
@@ -88,6 +99,10 @@ class L1Sparse(ObjectiveMethod):
         """CE(retain) and the penalty."""
         retain = Term("retain_nll", ("retain",), nll, "token_mean")
         return Objective((retain,), anchor="retain", penalty=L1(self.config))
+
+    def objective_for(self, task: Task, request: DeletionRequest, run: Run) -> Objective:
+        """The same, with a penalty that knows the number of epochs."""
+        return replace(self.objective(), penalty=L1(self.config, run.train.epochs))
 
     def required(self) -> tuple[str, ...]:
         """The retain set."""
