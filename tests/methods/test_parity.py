@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +95,40 @@ def test_it_is_what_the_loop_says_of_its_first_step(
     value = objective_value(chosen.objective(), batches)  # type: ignore[attr-defined]
     assert math.isfinite(float(value))
     assert done.training.history[0]["loss"] == pytest.approx(float(value), rel=1e-5, abs=1e-5)
+
+
+def named_functions() -> list[str]:
+    """The functions of the tables, with the paths that the page says they have."""
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    found, base = [], ""
+    for line in page.splitlines():
+        if line.startswith("Paths are below"):
+            base = line.split("`")[1]
+        elif line.startswith("| ") and base:
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            module = ""
+            for name in re.findall(r"`([\w.]+)`", cells[1]):
+                path = name if name.startswith(("expunge.", "torch.")) else f"{base}.{name}"
+                # A bare name belongs to the module named before it in the same cell.
+                path = f"{module}.{name}" if "." not in name else path
+                module = path.rpartition(".")[0]
+                found.append(path)
+    return found
+
+
+def test_every_function_that_the_page_names_is_there() -> None:
+    names = named_functions()
+    assert len(names) > 40
+    for name in names:
+        parts = name.split(".")
+        for cut in range(len(parts) - 1, 0, -1):
+            try:
+                value: Any = importlib.import_module(".".join(parts[:cut]))
+            except ModuleNotFoundError:
+                continue
+            for part in parts[cut:]:
+                value = getattr(value, part, None)
+            assert callable(value), name
+            break
+        else:
+            raise AssertionError(name)
