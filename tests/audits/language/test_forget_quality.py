@@ -52,3 +52,16 @@ def test_finding_compares_with_the_oracle(scripted: Callable, request_: Deletion
     assert finding.estimates["oracle"]["log10_p"].value is None
     assert finding.attempted["n"]["original"] == len(request_.forget)
     assert not finding.evidence
+
+
+def test_parity_tells_apart_what_the_added_number_does(scripted: Callable, request_: DeletionRequest) -> None:
+    rows = request_.forget.to_list()
+    texts = [t for row in rows for t in (row["paraphrased_answer"], *row["perturbed_answers"])]
+    models = {"unlearned": scripted(dict.fromkeys(texts, 40.0)), "oracle": scripted(dict.fromkeys(texts, 1.0))}
+    config = ForgetQualityAudit.Config(parity=True)
+    p = [
+        run_one(audit, Observations(models, request_)).estimates["unlearned"]["log10_p"].value
+        for audit in (ForgetQualityAudit(), ForgetQualityAudit(config))
+    ]
+    assert p[0] == pytest.approx(0.0)
+    assert p[1] < -1

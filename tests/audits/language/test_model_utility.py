@@ -84,3 +84,15 @@ def test_sets_are_read_from_files(tmp_path: Path, scripted: Callable, request_: 
 def test_nothing_to_keep_is_no_data(scripted: Callable, make_examples: Callable) -> None:
     finding = run_one(ModelUtility(), Observations({"unlearned": scripted()}, DeletionRequest(make_examples(range(1)))))
     assert finding.status == "no data"
+
+
+def test_parity_adds_to_both_denominators(scripted: Callable, request_: DeletionRequest) -> None:
+    rows = request_.retain.to_list()  # type: ignore[union-attr]
+    texts = [t for row in rows for t in (row["answer"], row.get("paraphrased_answer"), *row["perturbed_answers"]) if t]
+    seen = Observations({"unlearned": scripted(dict.fromkeys(texts, 40.0))}, request_)
+    found = [
+        run_one(ModelUtility(ModelUtility.Config(parity=p)), seen).estimates["unlearned"]["retain_truth_ratio"].value
+        for p in (False, True)
+    ]
+    # Wrong answers as likely as the true one; with 1e-10 in the denominator they seem next to impossible.
+    assert found == pytest.approx([0.0, 1.0], abs=1e-6)

@@ -54,3 +54,11 @@ def test_finding_averages_per_set(scripted: Callable, make_examples: Callable) -
         ("answer_nll", "retain", "low"),
     ]
     assert finding.evidence[0].groups[request.forget["id"][0]] == "person 0"
+
+
+def test_parity_adds_to_the_denominator(scored: Callable) -> None:
+    half, quarter, tiny = (scored([math.log(p)]) for p in (0.5, 0.25, 1e-10))
+    assert normalised_probability(half, [quarter], parity=True) == pytest.approx(0.5 / (0.75 + 1e-10), rel=1e-12)
+    assert normalised_probability(tiny, [tiny], parity=True) == pytest.approx(1 / 3)
+    lost = scored([-2000.0])
+    assert normalised_probability(lost, [lost], parity=True) == pytest.approx(0.0, abs=1e-200)

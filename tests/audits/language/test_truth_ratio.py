@@ -110,3 +110,27 @@ def test_knowing_models_are_low(scripted: Callable, request_: DeletionRequest) -
     assert np.mean(list(evidence.values["original"].values())) < np.mean(list(evidence.values["unlearned"].values()))
     assert finding.estimates["unlearned"]["forget_truth_ratio"].value == pytest.approx(1.0)
     assert finding.estimates["original"]["forget_truth_ratio"].value == pytest.approx(math.exp(-0.9))
+
+
+@given(NLL, st.lists(NLL, min_size=1, max_size=6), st.sampled_from(["geometric", "arithmetic"]))
+def test_parity_adds_to_the_denominator(correct: float, wrong: list[float], mean: str) -> None:
+    over = math.exp(-sum(wrong) / len(wrong))
+    if mean == "arithmetic":
+        over = sum(math.exp(-w) for w in wrong) / len(wrong)
+    expected = over / (math.exp(-correct) + 1e-10)
+    found = log_truth_ratio(correct, wrong, mean, parity=True)  # type: ignore[arg-type]
+    assert math.exp(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_parity_takes_a_model_that_fell_apart_for_one_that_prefers_the_truth(
+    scripted: Callable, request_: DeletionRequest
+) -> None:
+    rows = request_.forget.to_list()
+    texts = [t for row in rows for t in (row["paraphrased_answer"], *row["perturbed_answers"])]
+    seen = Observations({"unlearned": scripted(dict.fromkeys(texts, 40.0))}, request_)
+    found = [
+        run_one(TruthRatio(TruthRatio.Config(parity=p)), seen).estimates["unlearned"]["forget_truth_ratio"].value
+        for p in (False, True)
+    ]
+    assert found[0] == pytest.approx(1.0)
+    assert found[1] == pytest.approx(math.exp(-40) / 1e-10, rel=1e-5)

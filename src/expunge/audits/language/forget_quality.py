@@ -58,12 +58,14 @@ class ForgetQualityAudit(Audit):
 
         mean: Mean = Field("geometric", description="of the wrong answers' probabilities: geometric or arithmetic")
         correct: Correct = Field("auto", description="which answer is the correct one, see the truth_ratio audit")
+        parity: bool = Field(False, description="truth ratios as open-unlearning's, see the truth_ratio audit")
 
     def reading(self, seen: Observations) -> Sequence[tuple[str, str]]:
         return reads_of(seen, ["forget"], self.config.correct)
 
     def run(self, seen: Observations) -> Finding:
-        logs = {m: log_truth_ratios(seen, m, "forget", self.config.correct, self.config.mean) for m in seen.models}
+        config = self.config
+        logs = {m: log_truth_ratios(seen, m, "forget", config.correct, config.mean, config.parity) for m in seen.models}
         if not logs["unlearned"]:
             return Finding(self.id, "no data", note="no forget example has both wrong answers and the correct one")
         oracle = seen.oracles[0]

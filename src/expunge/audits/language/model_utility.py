@@ -15,7 +15,7 @@ from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
 from expunge.audits.intervals import harmonic_mean
 from expunge.audits.language.probability import answer_probability, normalised_probability
 from expunge.audits.language.rouge import count_words, rouge_l
-from expunge.audits.language.truth_ratio import Mean, correct_field, log_truth_ratios, retain_score
+from expunge.audits.language.truth_ratio import Correct, Mean, correct_field, log_truth_ratios, retain_score
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 
@@ -38,6 +38,7 @@ class ModelUtility(Audit):
         real_authors: Path | None = Field(None, description="file of questions on real authors, with wrong answers")
         world_facts: Path | None = Field(None, description="file of questions on the world, with wrong answers")
         mean: Mean = Field("geometric", description="of the wrong answers' probabilities: geometric or arithmetic")
+        parity: bool = Field(False, description="add 1e-10 to denominators, as open-unlearning does")
         resamples: int = Field(1000, ge=100, description="bootstrap resamples of the interval")
 
     def prepare(self, seen: Observations) -> None:
@@ -94,13 +95,15 @@ class ModelUtility(Audit):
         )
 
     def _measure(self, seen: Observations, model: str, role: str) -> dict[str, dict[str, float]]:
+        parity = self.config.parity
         answers, wrong = seen.scores(model, role), seen.scores(model, role, "perturbed_answers")
         if role == "retain":
             probability = {i: answer_probability(s) for i, s in answers.items()}
         else:
-            probability = {i: normalised_probability(answers[i], others) for i, others in wrong.items()}
+            probability = {i: normalised_probability(answers[i], others, parity) for i, others in wrong.items()}
         texts, rows = seen.generations(model, role), seen.rows(role)
         recall = {i: rouge_l(text, gold).recall for i, text in texts.items() if count_words(gold := rows[i]["answer"])}
-        logs = log_truth_ratios(seen, model, role, "auto" if role == "retain" else "answer", self.config.mean)
+        correct: Correct = "auto" if role == "retain" else "answer"
+        logs = log_truth_ratios(seen, model, role, correct, self.config.mean, parity)
         ratio = {i: retain_score(value) for i, value in logs.items()}
         return {"probability": probability, "rouge_recall": recall, "truth_ratio": ratio}

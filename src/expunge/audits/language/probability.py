@@ -24,19 +24,21 @@ def answer_probability(scores: TokenScores) -> float:
     return scores.probability
 
 
-def normalised_probability(correct: TokenScores, wrong: Sequence[TokenScores]) -> float:
+def normalised_probability(correct: TokenScores, wrong: Sequence[TokenScores], parity: bool = False) -> float:
     """Return ``p(correct) / (p(correct) + sum_j p(wrong_j))``, each p length-normalised.
 
     Args:
         correct: scores of the true answer.
         wrong: scores of the wrong answers, at least one.
+        parity: add 1e-10 to the denominator, as open-unlearning does: next to 0 where all answers are less probable.
 
-    Source: TOFU's probability for real authors and world facts; their 1e-10 in the denominator is left out.
+    Source: TOFU's probability for real authors and world facts.
     """
     # Relative to the most probable: all of them can underflow together, or lose digits on the way there.
     least = min([correct.nll, *(answer.nll for answer in wrong)])
     own, *others = (math.exp(least - answer.nll) for answer in (correct, *wrong))
-    return own / (own + sum(others))
+    added = 1e-10 * math.exp(min(least, 700.0)) if parity else 0.0
+    return own / (own + sum(others) + added)
 
 
 class Probability(Audit):

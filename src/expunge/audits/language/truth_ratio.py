@@ -5,6 +5,8 @@ answers less likely, whatever it has learnt to say instead.
 
 Source: Maini et al. 2024, TOFU, section 2.2.2. The paper averages the wrong answers' probabilities (arithmetic mean);
 its forget-quality code and open-unlearning average their losses (geometric mean), which is the default here.
+Open-unlearning adds 1e-10 to the denominator. Where a model was pushed so far that no answer has that much probability
+per token, its ratio is next to 0 whatever the answers are; ``parity`` gives it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Plot, Scalar
@@ -23,21 +26,28 @@ from expunge.tasks.tokens import TokenScores
 Mean = Literal["geometric", "arithmetic"]
 Correct = Literal["auto", "paraphrased_answer", "answer"]
 ROLES = ("forget", "retain", "holdout")
+# What open-unlearning adds to the probability of the correct answer.
+ADDED = 1e-10
 
 
-def log_truth_ratio(correct_nll: float, wrong_nll: Sequence[float], mean: Mean = "geometric") -> float:
+def log_truth_ratio(
+    correct_nll: float, wrong_nll: Sequence[float], mean: Mean = "geometric", parity: bool = False
+) -> float:
     """Return ``log R``, ``R = mean_j p(wrong_j) / p(correct)``, p the length-normalised probability ``exp(-NLL)``.
 
     Args:
         correct_nll: NLL per token of the correct answer, in nats.
         wrong_nll: NLLs per token of the wrong answers, at least one.
         mean: of the wrong probabilities; "geometric" averages the NLLs.
+        parity: add 1e-10 to the denominator, as open-unlearning does.
 
     Raises:
         ValueError: no wrong answer.
     """
     if not wrong_nll:
         raise ValueError("a truth ratio needs at least one wrong answer")
+    if parity:
+        correct_nll = -float(np.logaddexp(-correct_nll, math.log(ADDED)))
     if mean == "geometric":
         return correct_nll - sum(wrong_nll) / len(wrong_nll)
     least = min(wrong_nll)
@@ -62,7 +72,12 @@ def retain_score(log_ratio: float) -> float:
 
 
 def log_truth_ratios(
-    seen: Observations, model: str, role: str, correct: Correct = "auto", mean: Mean = "geometric"
+    seen: Observations,
+    model: str,
+    role: str,
+    correct: Correct = "auto",
+    mean: Mean = "geometric",
+    parity: bool = False,
 ) -> dict[str, float]:
     """Return example id -> log truth ratio of an example set under a model, joined by id.
 
@@ -72,7 +87,7 @@ def log_truth_ratios(
         role: the example set.
         correct: which answer is the correct one; "auto" takes the paraphrase if every example of the set with wrong
             answers has one, else the answer itself, for all of them.
-        mean: see ``log_truth_ratio``.
+        mean, parity: see ``log_truth_ratio``.
 
     Returns:
         Values of the examples that have wrong answers and the correct one.
@@ -80,7 +95,9 @@ def log_truth_ratios(
     wrong = seen.scores(model, role, "perturbed_answers")
     right = seen.scores(model, role, correct_field(seen, role, correct)) if wrong else {}
     return {
-        i: log_truth_ratio(right[i].nll, [s.nll for s in answers], mean) for i, answers in wrong.items() if i in right
+        i: log_truth_ratio(right[i].nll, [s.nll for s in answers], mean, parity)
+        for i, answers in wrong.items()
+        if i in right
     }
 
 
@@ -110,6 +127,7 @@ class TruthRatio(Audit):
         correct: Correct = Field(
             "auto", description="which answer is the correct one: auto, paraphrased_answer (as published) or answer"
         )
+        parity: bool = Field(False, description="add 1e-10 to the denominator, as open-unlearning does")
 
     def reading(self, seen: Observations) -> Sequence[tuple[str, str]]:
         return reads_of(seen, self._roles(seen), self.config.correct)
@@ -122,7 +140,7 @@ class TruthRatio(Audit):
         values = Values(seen)
         for model in seen.models:
             for role in self._roles(seen):
-                logs = log_truth_ratios(seen, model, role, self.config.correct, self.config.mean)
+                logs = log_truth_ratios(seen, model, role, self.config.correct, self.config.mean, self.config.parity)
                 score = retain_score if role == "retain" else forget_score
                 if logs:
                     values.add(model, role, "log_truth_ratio", logs)
@@ -139,6 +157,7 @@ class TruthRatio(Audit):
             plots=[_plot({model: values.get(model, "forget", "log_truth_ratio") for model in seen.models})],
             attempted={
                 "mean": self.config.mean,
+                "parity": self.config.parity,
                 "correct answer": {role: correct_field(seen, role, self.config.correct) for role in roles},
                 "examples": {role: len(values.get("unlearned", role, "log_truth_ratio")) for role in roles},
             },
