@@ -49,3 +49,25 @@ def test_scores_rise_with_knowledge_and_correctness_needs_no_threshold() -> None
     assert scores["modified_entropy"][2] < scores["modified_entropy"][1]
     called = ThresholdMia().called(found, found, found)
     assert called["correctness"].tolist() == [True, True, False]
+
+
+@settings(max_examples=60, deadline=None)
+@given(some, some)
+def test_parity_takes_the_first_of_equally_good_ones_and_zero_for_one_side(
+    members: list[int], others: list[int]
+) -> None:
+    m, n = np.array(members, dtype=float), np.array(others, dtype=float)
+    best, chosen = -1.0, -1.0
+    for t in (*members, *others):  # one after the other, as released
+        rate = 0.5 * ((m >= t).sum() / len(m) + (n < t).sum() / len(n))
+        if rate > best:
+            best, chosen = rate, t
+    assert best_threshold(m, n, parity=True) == chosen
+    assert best_threshold(m, n[:0], parity=True) == best_threshold(m[:0], n, parity=True) == 0.0
+
+
+def test_parity_calls_a_class_that_is_gone_by_the_sign_of_its_scores() -> None:
+    members, others = (np.array([0.9]), np.array([0])), (np.array([0.1]), np.array([0]))
+    asked = (np.array([0.05, -0.3, 0.5]), np.array([2, 2, 0]))
+    assert threshold_members(members, others, asked, parity=True).tolist() == [True, False, False]
+    assert threshold_members(members, others, asked).tolist() == [False, False, False]

@@ -3,7 +3,7 @@
 Per class, the threshold is the observed value at which ``(TPR + TNR) / 2`` is highest between kept (members) and test
 examples (non-members); an example is called a member from it on. Correctness needs none: right is a member. Of
 all probabilities, the largest one counts. A class that has examples on one side only, such as a class that is to be
-forgotten, takes the threshold of all classes together.
+forgotten, takes the threshold of all classes together; as released (``parity``) it is 0.
 
 Reported, as for the SVC: the share of the forget set called non-members, to be read beside the oracle's.
 
@@ -26,11 +26,13 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 
-def best_threshold(members: Array, others: Array) -> float:
+def best_threshold(members: Array, others: Array, parity: bool = False) -> float:
     """Return the observed value from which on to call a member, so that ``(TPR + TNR) / 2`` is highest.
 
     Args:
         members, others: (m,) and (n,) values, higher for members.
+        parity: as released: of several equally good ones the first in the order given, members first; 0 where one side
+            is empty.
 
     Returns:
         The threshold; of several equally good ones the lowest.
@@ -38,6 +40,13 @@ def best_threshold(members: Array, others: Array) -> float:
     Raises:
         ValueError: one side is empty.
     """
+    if parity:
+        if not len(members) or not len(others):
+            return 0.0
+        observed = np.concatenate([members, others])
+        reached = (len(members) - np.searchsorted(np.sort(members), observed)) / len(members)
+        below = np.searchsorted(np.sort(others), observed) / len(others)
+        return float(observed[np.argmax(0.5 * (reached + below))])
     if not len(members) or not len(others):
         raise ValueError("a threshold needs examples of both kinds")
     values = np.unique(np.concatenate([members, others]))
@@ -48,16 +57,24 @@ def best_threshold(members: Array, others: Array) -> float:
 
 
 def threshold_members(
-    members: tuple[Array, Labels], others: tuple[Array, Labels], asked: tuple[Array, Labels]
+    members: tuple[Array, Labels], others: tuple[Array, Labels], asked: tuple[Array, Labels], parity: bool = False
 ) -> NDArray[np.bool_]:
     """Say which examples reach the threshold of their class.
 
     Args:
         members, others, asked: (n,) values, higher for members, and (n,) classes.
+        parity: see ``best_threshold``; a class with examples on one side only has the threshold 0.
 
     Returns:
         (len(asked),) whether each is called a member.
     """
+    if parity:
+        called = np.zeros(len(asked[0]), dtype=bool)
+        for label in np.unique(asked[1]):
+            own = asked[1] == label
+            known, unknown = (values[labels == label] for values, labels in (members, others))
+            called[own] = asked[0][own] >= best_threshold(known, unknown, parity=True)
+        return called
     overall = best_threshold(members[0], others[0])
     called = asked[0] >= overall
     for label in np.unique(asked[1]):
@@ -90,8 +107,9 @@ class ThresholdMia(PopulationAttack):
     paper = "Song & Mittal 2021, Systematic Evaluation of Privacy Risks (arXiv:2003.10595)"
 
     def called(self, members: Predictions, others: Predictions, asked: Predictions) -> Mapping[str, NDArray[np.bool_]]:
-        parts = [(member_scores(part), np.asarray(part.targets)) for part in (members, others, asked)]
-        found = {
-            name: threshold_members(*((scores[name], labels) for scores, labels in parts)) for name in self.attacks
-        }
+        sides = [(member_scores(part), np.asarray(part.targets)) for part in (members, others, asked)]
+        found = {}
+        for name in self.attacks:
+            learn, against, about = ((scores[name], labels) for scores, labels in sides)
+            found[name] = threshold_members(learn, against, about, self.config.parity)
         return found | {"correctness": asked.correct}
