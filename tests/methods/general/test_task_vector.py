@@ -277,3 +277,14 @@ def test_parity_rounds_after_every_operation_and_drops_two_kinds_of_buffers_alon
     assert out.keys() == {"b"}
     assert out["b"].tolist() == [0.0]
     assert [v.tolist() for v in negate_task_vector(buffers, more, 1.5).values()] == [[3], [3], [3]]
+
+
+def test_parity_mirrors_in_the_precision_of_the_weights(make_task: MakeTask, request_: DeletionRequest) -> None:
+    task = make_task()
+    task.model.bfloat16()
+    settings = {"strength": 1.3, "epochs": 1, "learning_rate": 0.02}
+    runs = [unlearn(task, request_, "task_vector", settings={**settings, "parity": p}).model for p in (False, True)]
+    exact, rounded = (dict(run.named_parameters()) for run in runs)
+    apart = [float((exact[n] - rounded[n]).abs().max()) for n in exact]
+    moved = max(float((p - rounded[n]).abs().max()) for n, p in task.named_parameters())
+    assert 0 < max(apart) < 0.1 * moved

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.methods.base import settle
-from expunge.methods.language.npo import NPO, npo_loss
+from expunge.methods.language.npo import NPO, muse_npo_loss, npo_loss
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
@@ -68,3 +68,17 @@ def test_it_sums_over_tokens_and_starts_at_the_known_value(task: CausalLM, reque
 def test_defaults_are_those_of_the_papers_code() -> None:
     config = settle(NPO, {})[0].config
     assert (config.beta, config.forget_weight, config.retain_weight, config.retain) == (0.1, 1.0, 1.0, "nll")
+
+
+@given(seed=st.integers(0, 10**6), beta=st.floats(0.05, 3))
+def test_what_muse_calls_npo_lowers_every_logit(seed: int, beta: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits, before = torch.randn(2, 2, 3, 5, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    loss = muse_npo_loss(logits, before, beta)
+    pairs = zip(logits.flatten().tolist(), before.flatten().tolist(), strict=True)
+    plain = sum(2 / beta * math.log1p(math.exp(-beta * (b - z))) for z, b in pairs)
+    assert loss.item() == pytest.approx(plain / 30)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient > 0).all()
+    torch.testing.assert_close(gradient, 2 * torch.sigmoid(-beta * (before - logits.detach())) / 30)

@@ -23,6 +23,9 @@ class TaskVectorConfig(StrengthConfig):
     """Hyperparameters of task vector negation; defaults of MUSE."""
 
     strength: float = Field(1.0, gt=0, description="how much of the task vector is subtracted (lambda)")
+    parity: bool = Field(
+        False, description="reproduce MUSE's code: round to the weights' own precision after every operation"
+    )
 
 
 def negate_task_vector(
@@ -109,16 +112,20 @@ class TaskVector(ObjectiveMethod):
         if self.config.strengths:
 
             def at(strength: float) -> None:
-                model.load_state_dict(negate_task_vector(base, tuned, strength))
+                self._mirror(model, base, tuned, strength)
 
             search, cost = search_strength(outcome.model, at, self.config, request, run)
             chosen = search["chosen"]
             outcome.config["search"] = search
             outcome.training.probe_cost += cost
             outcome.cost += cost
-        model.load_state_dict(negate_task_vector(base, tuned, chosen))
+        self._mirror(model, base, tuned, chosen)
         outcome.training.stop_reason += f"; {chosen:g} times the task vector was subtracted"
         return outcome
+
+    def _mirror(self, model: Any, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], strength: float) -> None:
+        # What parity leaves out stays as it was.
+        model.load_state_dict({**base, **negate_task_vector(base, tuned, strength, parity=self.config.parity)})
 
     def _check_stop(self, run: Run, request: DeletionRequest) -> None:
         super()._check_stop(run, request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -34,6 +35,22 @@ def npo_loss(nll: Tensor, reference_nll: Tensor, beta: float) -> Tensor:
         per example by ``2 sigmoid(-beta (nll - reference_nll))``, which goes to 0 once an example is forgotten.
     """
     return -(2.0 / beta) * F.logsigmoid(beta * (nll - reference_nll))
+
+
+def muse_npo_loss(logits: Tensor, reference_logits: Tensor, beta: float) -> Tensor:
+    """Return what MUSE's code calls NPO; a scalar, for comparison only.
+
+    ``-(2 / beta) mean log sigmoid(beta (z_ref - z))`` over *every number* of the logits: all positions, padding too,
+    and all tokens of the vocabulary, whatever the answer is. It is no likelihood, and lowers every logit. The released
+    code of SimNPO for MUSE has the same form.
+
+    Args:
+        logits: (B, T, V) of the model being trained.
+        reference_logits: (B, T, V) of the model before unlearning.
+        beta: inverse temperature.
+    """
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    return npo_loss(-logits.to(precise), -reference_logits.detach().to(precise), beta).mean()
 
 
 class NPO(ObjectiveMethod):
