@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from expunge.cli import benches, compare, demo, doctor, forget_sets, jobs, listing, reproduce, sweep
+from expunge.cli import benches, compare, demo, doctor, forget_sets, imports, jobs, listing, reproduce, sweep
 from expunge.cli.terminal import problems_of, quiet_libraries, say, show_json
 from expunge.errors import ExpungeError
 
@@ -133,6 +133,7 @@ app.command("audits")(listing.audits)
 app.command("selections")(listing.selections)
 app.command("forget-sets")(forget_sets.forget_sets)
 app.add_typer(benches.bench, name="bench")
+app.add_typer(imports.imports, name="import")
 app.command("reproduce")(reproduce.reproduce)
 app.command("doctor")(doctor.doctor)
 

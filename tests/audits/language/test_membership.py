@@ -50,6 +50,7 @@ def test_min_k_by_hand(scored: Callable) -> None:
     bare = scored([-1.0, -4.0, -2.0, -3.0, -0.5])
     assert min_k_score(bare, 0.4) == pytest.approx(-3.5)
     assert min_k_score(bare, 0.4, parity=True) == pytest.approx(-4.0)
+    assert min_k_score(scored([-1.0]), 0.4, parity=True) == 0.0  # one label: dropped, and nothing counts as 0
     # never fewer than one token
     assert min_k_score(scored([-1.0, -2.0]), 0.1) == pytest.approx(-2.0)
 

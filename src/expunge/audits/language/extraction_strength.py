@@ -27,15 +27,15 @@ def extraction_strength(scores: TokenScores, parity: bool = False) -> float:
     Args:
         scores: token scores of the answer; m is its number of tokens without the appended end of sequence.
         parity: as open-unlearning counts: the last label is always dropped, and where not even the last token is
-            guessed the result is 1/m instead of 0.
+            guessed the result is 1/m instead of 0; an answer of one label counts as 0.
 
     Returns:
-        A number in [0, 1]; NaN for an answer without tokens.
+        A number in [0, 1]; NaN for an answer without tokens, unless in parity.
     """
     hit = scores.hit[: len(scores) - 1] if parity else scores.hit[scores.content]
     m = len(hit)
     if m == 0:
-        return float("nan")
+        return 0.0 if parity else float("nan")
     misses = np.flatnonzero(~hit)
     k = int(misses[-1]) + 1 if misses.size else 0
     if parity:

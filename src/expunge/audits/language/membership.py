@@ -45,12 +45,13 @@ def min_k_score(scores: TokenScores, k: float = 0.4, parity: bool = False) -> fl
     Args:
         scores: token scores of the answer.
         k: share of the tokens to average, at least one token.
-        parity: drop the last label always, as open-unlearning does, not only an appended end of sequence.
+        parity: as open-unlearning does: drop the last label always, not only an appended end of sequence, and count
+            an answer of one label as 0.
 
     Returns:
-        Nats; NaN for an answer without tokens.
+        Nats; NaN for an answer without tokens, unless in parity.
     """
-    return _lowest(scores.log_prob[_counted(scores, parity)], k)
+    return _lowest(scores.log_prob[_counted(scores, parity)], k, 0.0 if parity else float("nan"))
 
 
 def min_k_plus_plus_score(scores: TokenScores, k: float = 0.4, parity: bool = False) -> float:
@@ -61,7 +62,8 @@ def min_k_plus_plus_score(scores: TokenScores, k: float = 0.4, parity: bool = Fa
     """
     counted = _counted(scores, parity)
     sigma = np.sqrt(np.maximum(scores.var_log_prob[counted], LEAST_VARIANCE))
-    return _lowest((scores.log_prob[counted] - scores.mean_log_prob[counted]) / sigma, k)
+    values = (scores.log_prob[counted] - scores.mean_log_prob[counted]) / sigma
+    return _lowest(values, k, 0.0 if parity else float("nan"))
 
 
 def reference_score(scores: TokenScores, reference: TokenScores) -> float:
@@ -73,9 +75,9 @@ def _counted(scores: TokenScores, parity: bool) -> slice:
     return slice(0, len(scores) - 1) if parity else scores.content
 
 
-def _lowest(values: np.ndarray[Any, np.dtype[np.float64]], k: float) -> float:
+def _lowest(values: np.ndarray[Any, np.dtype[np.float64]], k: float, empty: float) -> float:
     if not len(values):
-        return float("nan")
+        return empty
     return float(np.sort(values)[: max(1, int(k * len(values)))].mean())
 
 
