@@ -123,7 +123,8 @@ class Comparison:
             parts.append(f"Nothing was recomputed: {self.facts['not_recomputed']}.\n")
         for title, rows in (("The model", self.rows), ("The model trained without the forget set", self.retained_rows)):
             if rows:
-                notes = [f"{row.metric}: {row.note}." for row in rows if row.note]
+                notes = [f"{', '.join(r.metric for r in rows if r.note == note)}: {note}."
+                         for note in dict.fromkeys(row.note for row in rows) if note]  # fmt: skip
                 parts.append(to_markdown([row.cells() for row in rows], COLUMNS, title, notes))
         if self.conclusions:
             changed = self.changed
