@@ -33,6 +33,15 @@ def test_a_folder_a_task_and_a_configured_method_come_to_the_same(
     assert "npo" in one.model.source
 
 
+@pytest.mark.parametrize("broken", ["model", "oracle"])
+def test_weights_that_are_no_numbers_are_refused(task: CausalLM, request_: DeletionRequest, broken: str) -> None:
+    other = task.copy()
+    next(other.model.parameters()).data.view(-1)[0] = float("nan")
+    model, oracle = (other, task) if broken == "model" else (task, other)
+    with pytest.raises(BadInput, match="NaN or infinite values in 1 of"):
+        unlearn(model, request_, settings=QUICK, oracle=oracle)
+
+
 def test_settings_of_a_configured_method_belong_to_it(task: CausalLM, request_: DeletionRequest) -> None:
     with pytest.raises(BadInput, match="beta"):
         unlearn(task, request_, NPO(), settings={"beta": 1.0})

@@ -54,6 +54,15 @@ def test_every_model_that_does_not_work_is_named(tmp_path: Path) -> None:
     assert "is a int, which is no model" in text
 
 
+def test_weights_that_are_no_numbers_are_refused_once_for_each_model(task: CausalLM) -> None:
+    broken = task.copy()
+    next(broken.model.parameters()).data.view(-1)[0] = float("inf")
+    with pytest.raises(BadInput) as error:
+        gather(task, broken, [broken])
+    (problem,) = error.value.problems
+    assert "NaN or infinite values in 1 of" in problem.what
+
+
 def test_a_wrapped_model_counts_tokens_like_the_model_beside_it(task: CausalLM) -> None:
     found = gather(Refuses(task), task, [])
     wrapped: Any = found["unlearned"]

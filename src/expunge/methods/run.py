@@ -12,6 +12,7 @@ from expunge.registry import Registry
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
 from expunge.tasks.loading import load_task
+from expunge.tasks.weights import check_values
 from expunge.training.loop import Progress
 
 METHODS: Registry[Method] = Registry("expunge.methods", Method, "method")  # type: ignore[type-abstract]
@@ -40,9 +41,13 @@ def unlearn(
         progress: called after every optimiser step with (steps done, steps in all, values).
 
     Raises:
-        BadInput: unknown method or setting, missing example set, wrong kind of model. Nothing has been computed then.
+        BadInput: unknown method or setting, missing example set, wrong kind of model, or weights
+            that are NaN or infinite. Nothing has been computed then.
     """
     task = model if isinstance(model, Task) else load_task(model)
+    for one in (task, oracle):
+        if one is not None:
+            check_values(one)
     if isinstance(method, str):
         chosen, train = settle(METHODS.get(method), dict(settings or {}))
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from expunge.errors import BadInput, Problem, UnsupportedModel
+from expunge.errors import BadInput, Problem, UnsupportedModel, collected
 from expunge.methods.base import Unlearned
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
@@ -15,6 +15,7 @@ from expunge.tasks.encoding import Prompt
 from expunge.tasks.loading import load_task
 from expunge.tasks.storage import is_model
 from expunge.tasks.tokens import TokenScores
+from expunge.tasks.weights import check_values
 
 
 @runtime_checkable
@@ -140,6 +141,9 @@ def gather(model: AnyModel, original: AnyModel | None, oracles: Sequence[AnyMode
         else:
             what = f"is a {type(given).__name__}, which is no model that can be audited"
             problems.append(Problem(f"model '{name}'", what, "give a path, a task, or score, generate and copy"))
+    for task in {id(m): m for m in found.values() if isinstance(m, Task)}.values():
+        with collected(problems):
+            check_values(task)
     if problems:
         raise BadInput(problems)
     counter = next((m.count_tokens for m in found.values() if isinstance(m, Task) and hasattr(m, "count_tokens")), None)

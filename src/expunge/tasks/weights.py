@@ -1,4 +1,4 @@
-"""What can be known of a model's weights on disk before it is loaded: they are there, complete, and numbers."""
+"""Whether a model's weights can be used: they are there, complete, and numbers; on disk, and once it is loaded."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from expunge.errors import BadInput, Problem
+from expunge.tasks.base import Task
 from expunge.tasks.storage import first_line
 
 INDEX = ".safetensors.index.json"
 # Files that other programs keep weights in, and that can run code when they are read.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 AGAIN = "copy or download it again"
+EARLIER = "give a checkpoint from before training broke down"
 
 
 def check_weights(path: str | Path) -> None:
@@ -33,6 +35,21 @@ def check_weights(path: str | Path) -> None:
     problems = [*_parts(folder), *(problem for file in _files(folder) if (problem := _of_file(file)) is not None)]
     if problems:
         raise BadInput(problems)
+
+
+def check_values(task: Task) -> None:
+    """Refuse a model in memory whose weights are no numbers.
+
+    Args:
+        task: the model; every weight is read once.
+
+    Raises:
+        BadInput: weights that are NaN or infinite.
+    """
+    weights = dict(task.named_parameters())
+    broken = [name for name, weight in weights.items() if not _finite(weight.detach())]
+    if broken:
+        raise BadInput(Problem(f"model {task.source}", _broken(broken, len(weights)), EARLIER))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -72,8 +89,11 @@ def _of_file(file: Path) -> Problem | None:
         return Problem(str(file), f"is damaged or cut off ({first_line(error)})", AGAIN)
     if not broken:
         return None
-    what = f"has NaN or infinite values in {len(broken)} of {len(names)} tensor(s), such as {broken[0]}"
-    return Problem(str(file), what, "give a checkpoint from before training broke down")
+    return Problem(str(file), _broken(broken, len(names)), EARLIER)
+
+
+def _broken(broken: list[str], count: int) -> str:
+    return f"has NaN or infinite values in {len(broken)} of {count} tensor(s), such as {broken[0]}"
 
 
 def _finite(tensor: torch.Tensor) -> bool:
