@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from expunge.errors import BadInput, MissingExtra
 from expunge.runs.engine import run_all, run_in_order
@@ -20,6 +21,17 @@ PAIRS = [("a", str(k)) for k in range(5)]
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_every_call_gives_its_result(jobs: int) -> None:
     assert sorted(run_all(CALL, PAIRS, jobs=jobs)) == [f"a/{k}" for k in range(5)]
+
+
+def test_this_process_keeps_its_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    assert list(run_all(_with_threads, [(before + 1,)], jobs=1)) == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def _with_threads(count: int) -> int:
+    torch.set_num_threads(count)
+    return torch.get_num_threads()
 
 
 def test_a_cluster_without_an_engine_is_refused() -> None:

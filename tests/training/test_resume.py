@@ -86,15 +86,18 @@ def in_a_process_that_dies(tiny_model: Any, tokenizer: Any, variant: str, folder
     tokenizer.save_pretrained(start_files)
     clean = multiprocessing.get_context("forkserver")
     clean.set_forkserver_preload(["pytest", "peft", "expunge.training.loop", "expunge.tasks.causal_lm"])
-    arguments = {"DYING": {"start_files": start_files, "variant": variant, "folder": folder, "moment": moment}}
+    dying = {"start_files": start_files, "variant": variant, "folder": folder, "moment": moment}
+    # Sums over several threads are rounded otherwise than over one.
+    arguments = {"DYING": {**dying, "threads": torch.get_num_threads()}}
     process = clean.Process(target=runpy.run_path, args=(__file__, arguments, "__main__"), daemon=True)
     process.start()
     process.join(240)
     assert process.exitcode == -signal.SIGKILL
 
 
-def run_and_die(start_files: Path, variant: str, folder: Path, moment: int | str) -> None:
+def run_and_die(start_files: Path, variant: str, folder: Path, moment: int | str, threads: int) -> None:
     """What that process does; ``moment`` is a step, or the write to die in."""
+    torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(start_files)
     killed, streams, settings = prepare(CausalLM(model, AutoTokenizer.from_pretrained(start_files)), variant)
     real = os.replace

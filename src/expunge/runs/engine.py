@@ -26,7 +26,8 @@ def run_all(
 ) -> Generator[T]:
     """Make a call for every tuple of arguments, several at a time, and yield what each gives as it comes.
 
-    Each call runs in a process of its own; those of a cluster must see the same files under the same paths.
+    Each call runs in a process of its own, but a single job in this one; those of a cluster must see the same files
+    under the same paths. A call may set the number of threads: this process has its own number again afterwards.
 
     Args:
         call: a function of a module, so that other processes find it.
@@ -40,7 +41,11 @@ def run_all(
         MissingExtra: the engine's library is not installed.
         BadInput: no cluster answers.
     """
-    with connected(engine, cluster):
+    import torch
+
+    threads = torch.get_num_threads()
+    with connected(engine, cluster), contextlib.ExitStack() as after:
+        after.callback(torch.set_num_threads, threads)
         count = min(len(arguments), jobs or usable_cores()) if engine == "local" else jobs or -1
         backend = {"local": "loky", "ray": "ray", "dask": "dask"}[engine]
         with joblib.parallel_config(backend=backend, n_jobs=count):
