@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from expunge.errors import BadInput
-from expunge.methods.general.concept_poisoning import balanced_share
+from expunge.methods.general.concept_poisoning import ConceptPoisoning, ConceptPoisoningConfig, balanced_share
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
@@ -128,3 +128,13 @@ def test_settings_of_images_are_refused_for_texts(tiny_model: Any, tiny_tokenize
     with pytest.raises(BadInput) as caught:
         unlearn(task, request, "concept_poisoning", settings={"donor": "x", "patch": "center", "window": 0.5})
     assert [p.where for p in caught.value.problems] == ["donor", "window", "patch"]
+
+
+def test_defaults_that_are_written_out_are_not_refused(
+    trained: Any, asked: DeletionRequest, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    method = ConceptPoisoning(ConceptPoisoningConfig(**ConceptPoisoningConfig().model_dump()))
+    method.check(trained, asked)
+    rows = [{"id": str(i), "prompt": "p", "answer": f"a {i}"} for i in range(3)]
+    request = DeletionRequest(Dataset.from_list(rows[:1]), Dataset.from_list(rows[1:]))
+    method.check(CausalLM(tiny_model("llama", vocab=384)[0], tiny_tokenizer), request)

@@ -204,8 +204,10 @@ class ConceptPoisoning(ObjectiveMethod):
         return texts
 
     def _foreign_settings(self, kind: str) -> list[Problem]:
-        given, images = self.config.model_fields_set, kind == "image_classifier"
-        foreign = sorted(given & set(OF_TEXTS if images else OF_IMAGES))
+        images = kind == "image_classifier"
+        # A recipe in which every default is written out gives nothing.
+        other_than_default = self.config.model_dump(exclude_defaults=True)
+        foreign = sorted(set(other_than_default) & set(OF_TEXTS if images else OF_IMAGES))
         other = "language models" if images else "images"
         problems = [Problem(name, f"is for {other}, and the model is a {kind}", "leave it out") for name in foreign]
         if not images and self.config.patch not in ("localized", "none"):
