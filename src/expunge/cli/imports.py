@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODELS, DATA, OUTPUT = "Models", "Data", "Output"
 
-imports = typer.Typer(help="Read the runs of another tool and measure them again.", no_args_is_help=True)
+imports = typer.Typer(no_args_is_help=True)
 
 
 @imports.callback()

@@ -99,7 +99,8 @@ def audit(
             max_length.
 
     Raises:
-        BadInput: a model that cannot be loaded, unknown audits or settings. Nothing has been computed then.
+        BadInput: a model that cannot be loaded or has weights that are NaN or infinite, unknown audits or settings.
+            Nothing has been computed then.
     """
     progress = progress or Progress()
     if isinstance(oracles, str | Path) or not isinstance(oracles, Sequence):
