@@ -192,6 +192,14 @@ class ObjectiveMethod(Method):
     def adapt(self, model: Task, request: DeletionRequest) -> None:
         """Give the model that training starts from what it may know of data beforehand."""
 
+    def probe(self, model: Task, request: DeletionRequest, run: Run, settings: TrainSettings) -> Probe | None:
+        """Return what looks at the model during a training with these settings; None where nothing does."""
+        if not settings.stop.every:
+            return None
+        sets = {role: model.encode(examples) for role, examples in request.sets().items()}
+        over = self.starts_over or run.sparse is not None
+        return Probe(sets, settings.stop, settings.seed, run.oracle, model.outcomes, model.unit, over)
+
     def apply(self, task: Task, request: DeletionRequest, run: Run) -> Unlearned:
         """Train a copy of the model on the objective."""
         self.check(task, request)
@@ -212,11 +220,7 @@ class ObjectiveMethod(Method):
         streams = {s: self.encode(s, model, request, run) for s in objective.streams()}
         prepared = model.cost - before  # some methods let the model write examples or labels
         prepared.seconds = time.perf_counter() - started
-        probe = None
-        if run.train.stop.every:
-            sets = {role: model.encode(examples) for role, examples in request.sets().items()}
-            over = self.starts_over or run.sparse is not None
-            probe = Probe(sets, run.train.stop, run.train.seed, run.oracle, model.outcomes, model.unit, over)
+        probe = self.probe(model, request, run, run.train)
         outcome = train(
             model,
             objective,

@@ -22,7 +22,6 @@ from expunge.tasks.cost import Cost
 from expunge.training.checkpoint import whole
 from expunge.training.loop import TrainResult, train
 from expunge.training.objective import Objective
-from expunge.training.probe import Probe
 from expunge.training.settings import LoraSettings
 
 DONE = "done.safetensors"
@@ -88,10 +87,7 @@ class StagedMethod(ObjectiveMethod):
                 put_back(model, settings.lora, folder / DONE)
                 total.resumed_from = total.steps
                 continue
-            probe = None
-            if settings.stop.every:
-                sets = {role: model.encode(examples) for role, examples in request.sets().items()}
-                probe = Probe(sets, settings.stop, settings.seed, run.oracle, model.outcomes)
+            probe = self.probe(model, request, run, settings)
             outcome = train(
                 model,
                 stage.objective,
