@@ -122,6 +122,40 @@ def test_constant_values_do_not_pretend():
     assert "equal" in estimate.note
 
 
+def test_few_values_among_many_equal_ones_are_bounded_by_how_many_they_may_be():
+    values = np.zeros(117)
+    values[3] = -1.0
+    unknown, known = mean_interval(values), mean_interval(values, bounds=(-1, 1))
+    assert (unknown.low, unknown.high) == (-1.0, 0.0)
+    most = clopper_pearson(1, 117)[1]
+    assert known.low == pytest.approx(-most)
+    assert 0 < known.high <= most
+    # Groups of one size are bounded in the same way, of several sizes by their range.
+    groups = [str(k // 3) for k in range(117)]
+    assert mean_interval(values, groups, bounds=(-1, 1)).low == pytest.approx(-clopper_pearson(1, 39)[1])
+    groups[0] = groups[-1]
+    assert mean_interval(values, groups, bounds=(-1, 1)).low == pytest.approx(-1 / 3)
+
+
+def test_equal_values_with_bounds_are_no_certainty():
+    most = clopper_pearson(0, 117)[1]
+    constant = mean_interval(np.full(117, 0.25), bounds=(0, 1))
+    assert (constant.low, constant.value, constant.high) == pytest.approx((0.25 * (1 - most), 0.25, 0.25 + 0.75 * most))
+    assert not constant.note
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.1])
+def test_bounded_interval_covers_where_most_values_are_equal(share):
+    rng = np.random.default_rng(0)
+
+    def values():
+        return np.where(rng.random(117) < share, np.where(rng.random(117) < 0.2, 1.0, 0.1), 0.0)
+
+    assert coverage(lambda: mean_interval(values(), bounds=(0, 1)), share * 0.28) >= 0.87
+    widths = [found.high - found.low for found in (mean_interval(values(), bounds=(0, 1)) for _ in range(100))]
+    assert np.mean(widths) < 0.11
+
+
 @given(numbers, st.integers(0, 3))
 def test_mean_interval_laws(values, seed):
     estimate = mean_interval(values, seed=seed, resamples=200)
@@ -157,6 +191,19 @@ def test_order_of_ids_does_not_matter(order):
     a = {str(i): float(i) for i in range(8)}
     b = {str(i): math.sin(i) for i in range(8)}
     assert paired_difference(a, {str(i): b[str(i)] for i in order}) == paired_difference(a, b)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_one_difference_shows_no_direction(sign):
+    one = dict.fromkeys(map(str, range(117)), 0.5)
+    other = one | {"3": 0.5 - sign}
+    for bounds, most in ((None, 1.0), ((-1.0, 1.0), clopper_pearson(1, 117)[1])):
+        found = paired_difference(one, other, bounds=bounds)
+        assert found.value == pytest.approx(sign / 117)
+        assert found.low <= 0 <= found.high
+        assert max(-found.low, found.high) == pytest.approx(most)
+    same = paired_difference(one, one, bounds=(-1, 1))
+    assert same.high == -same.low == pytest.approx(clopper_pearson(0, 117)[1])
 
 
 # ---- functions of several samples

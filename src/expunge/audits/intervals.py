@@ -18,6 +18,7 @@ from expunge.errors import BadInput, Problem
 
 Array = NDArray[np.float64]
 
+SHARE = (0.0, 1.0)  # bounds of shares and probabilities
 MIN_GROUPS = 8  # with fewer groups a cluster bootstrap undercovers badly
 NORMAL_THEORY_FROM = 2000  # units from which bootstrap and t interval agree to the printed digits
 _CACHED_UP_TO = 1000  # units; many statistics of one report share their resamples
@@ -32,11 +33,14 @@ def mean_interval(
     resamples: int = 2000,
     bounds: tuple[float, float] | None = None,
 ) -> Estimate:
-    """Mean with a studentised bootstrap interval, clipped to the range of the data.
+    """Mean with a studentised bootstrap interval, clipped to the range of the data or to ``bounds``.
 
     The studentised interval holds its coverage on skewed values (token likelihoods, ROUGE with many zeros) from about
     8 units on, where percentile and t intervals fall to 85-90 %; below 8 units it is widened to the t interval where
-    that is wider. Values that are all 0 or 1 get the exact Clopper-Pearson interval instead.
+    that is wider. Values that are all 0 or 1 get the exact Clopper-Pearson interval instead, unless
+    ``bounds`` allow others. Where all or nearly all values are the same, resamples do not say how far the mean may be:
+    the range of the data bounds it, or with ``bounds`` the exact limit of how many values may be others (for groups,
+    where all are of one size).
 
     Args:
         values: [n] one number per example.
@@ -44,7 +48,7 @@ def mean_interval(
         level: coverage.
         seed: of the resampling.
         resamples: how many.
-        bounds: smallest and largest possible mean, such as (0, 1); the interval is clipped to them.
+        bounds: smallest and largest value that an example can have, such as (0, 1); None where that is not known.
 
     Returns:
         The estimate; ``n`` counts groups where groups were resampled. No interval at n = 1, no value at n = 0.
@@ -55,25 +59,9 @@ def mean_interval(
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 12 (bootstrap-t).
     """
     x = _finite(values, "values")
-    _check_level(level)
     if groups is not None and len(groups) != x.size:
         raise BadInput(Problem("groups", f"has {len(groups)} entries for {x.size} values", "give one group per value"))
-    if x.size == 0:
-        return Estimate(None, level=level, note="no examples")
-    sums, sizes, note = _clusters(x, groups)
-    value, n = float(x.mean()), sums.size
-    if n == 1:
-        return Estimate(value, n=1, level=level, note=note or "one example: no interval")
-    if np.all(sizes == 1) and np.all((x == 0) | (x == 1)):
-        low, high = clopper_pearson(int(x.sum()), n, level)
-        return Estimate(value, low, high, n, level, note)
-    if np.ptp(sums / sizes) == 0:
-        constant = f"all {n} values are equal: the interval does not say what other examples would give"
-        return Estimate(value, value, value, n, level, "; ".join(filter(None, (note, constant))))
-    low, high = _studentised(sums, sizes, level, seed, resamples)
-    if bounds is not None:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-    return Estimate(value, min(low, value), max(high, value), n, level, note)
+    return _mean(x, groups, level, seed, resamples, bounds, bounds in (None, SHARE))
 
 
 def paired_difference(
@@ -83,6 +71,7 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
     resamples: int = 2000,
+    bounds: tuple[float, float] | None = None,
 ) -> Estimate:
     """Mean of ``a - b`` over examples, paired by id and never by position.
 
@@ -90,6 +79,7 @@ def paired_difference(
         values_a, values_b: example id -> value; the same ids on both sides, in any order.
         groups: example id -> group, for every id or None.
         level, seed, resamples: as in ``mean_interval``.
+        bounds: of a difference, (-1, 1) for shares and probabilities; None where they are not known.
 
     Returns:
         The estimate of the mean difference.
@@ -109,7 +99,8 @@ def paired_difference(
         raise BadInput(problems)
     a = _finite([values_a[i] for i in ids], "values_a", ids)
     b = _finite([values_b[i] for i in ids], "values_b", ids)
-    return mean_interval(a - b, [groups[i] for i in ids] if groups else None, level, seed, resamples)
+    # Differences that happen to be all 0 or 1 are no proportion: others could be negative.
+    return _mean(a - b, [groups[i] for i in ids] if groups else None, level, seed, resamples, bounds, False)
 
 
 def statistic_interval(
@@ -333,6 +324,37 @@ def _scores(members: ArrayLike, non_members: ArrayLike) -> tuple[Array, Array]:
     return m, n
 
 
+def _mean(
+    x: Array,
+    groups: Sequence[str] | None,
+    level: float,
+    seed: int,
+    resamples: int,
+    bounds: tuple[float, float] | None,
+    proportion: bool,
+) -> Estimate:
+    """``mean_interval`` of finite values; ``proportion`` says whether values all 0 or 1 are one."""
+    _check_level(level)
+    if x.size == 0:
+        return Estimate(None, level=level, note="no examples")
+    sums, sizes, note = _clusters(x, groups)
+    value, n = float(x.mean()), sums.size
+    if n == 1:
+        return Estimate(value, n=1, level=level, note=note or "one example: no interval")
+    if proportion and np.all(sizes == 1) and np.all((x == 0) | (x == 1)):
+        low, high = clopper_pearson(int(x.sum()), n, level)
+        return Estimate(value, low, high, n, level, note)
+    if np.ptp(sums / sizes) == 0:
+        if bounds is not None and np.ptp(sizes) == 0:
+            return Estimate(value, *_few_others(sums / sizes, bounds, level), n, level, note)
+        constant = f"all {n} values are equal: the interval does not say what other examples would give"
+        return Estimate(value, value, value, n, level, "; ".join(filter(None, (note, constant))))
+    low, high = _studentised(sums, sizes, level, seed, resamples, bounds)
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    return Estimate(value, min(low, value), max(high, value), n, level, note)
+
+
 def _clusters(x: Array, groups: Sequence[str] | None) -> tuple[Array, Array, str]:
     """Sums and sizes of the resampled units, and a note where groups were too few to be units."""
     if groups is None:
@@ -350,7 +372,9 @@ def _ratio_variance(sums: Array, sizes: Array) -> Array:
     return np.asarray(units / (units - 1) * (residual**2).sum(1) / total**2)
 
 
-def _studentised(sums: Array, sizes: Array, level: float, seed: int, resamples: int) -> tuple[float, float]:
+def _studentised(
+    sums: Array, sizes: Array, level: float, seed: int, resamples: int, bounds: tuple[float, float] | None
+) -> tuple[float, float]:
     n = sums.size
     value, error = sums.sum() / sizes.sum(), np.sqrt(_ratio_variance(sums[None], sizes[None])[0])
     tail = (1 - level) / 2
@@ -371,10 +395,22 @@ def _studentised(sums: Array, sizes: Array, level: float, seed: int, resamples: 
         ratios.append(np.where(flat, np.sign(deviation) * 1e12, deviation / np.where(flat, 1.0, scale)))
     lower, upper = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
     low, high = value - upper * error, value - lower * error
-    low, high = max(low, float((sums / sizes).min())), min(high, float((sums / sizes).max()))
+    units = sums / sizes
+    limits = (float(units.min()), float(units.max()))
+    if bounds is not None and np.ptp(sizes) == 0:
+        limits = _few_others(units, bounds, level)
+    low, high = max(low, limits[0]), min(high, limits[1])
     if n < 8:
         low, high = min(low, value - t * error), max(high, value + t * error)
     return float(low), float(high)
+
+
+def _few_others(values: Array, bounds: tuple[float, float], level: float) -> tuple[float, float]:
+    """Limits of a mean of which only the share of values other than the commonest is in doubt."""
+    known, counts = np.unique(values, return_counts=True)
+    usual = float(known[counts.argmax()])
+    most = clopper_pearson(int(values.size - counts.max()), values.size, level)[1]
+    return usual + most * (bounds[0] - usual), usual + most * (bounds[1] - usual)
 
 
 def _resampled_counts(n: int, resamples: int, seed: int) -> Iterator[Array]:

@@ -373,13 +373,22 @@ class Observations:
 
     # ---- accounts and summaries -----------------------------------------------------------------------------------
 
-    def mean(self, role: str, values: Mapping[str, float]) -> Estimate:
-        """Average per-example values of a role with a bootstrap interval that resamples groups where there are any."""
+    def mean(self, role: str, values: Mapping[str, float], bounds: tuple[float, float] | None = None) -> Estimate:
+        """Average per-example values of a role with a bootstrap interval that resamples groups where there are any.
+
+        Args:
+            role: the example set.
+            values: example id -> value.
+            bounds: see ``mean_interval``.
+        """
         if not values:
             return Estimate(None, note=f"no examples in '{role}'")
         groups = self.groups(role)
         return mean_interval(
-            np.fromiter(values.values(), float), [groups[i] for i in values] if groups else None, seed=self.seed
+            np.fromiter(values.values(), float),
+            [groups[i] for i in values] if groups else None,
+            seed=self.seed,
+            bounds=bounds,
         )
 
     def counts(self) -> dict[str, Counts]:

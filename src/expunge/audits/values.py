@@ -51,9 +51,9 @@ class Values:
         """Return example id -> value; empty where nothing was added."""
         return self._values.get((statistic, role), {}).get(model, {})
 
-    def mean(self, model: str, role: str, statistic: str) -> Estimate:
-        """Return the mean of a statistic over an example set with its interval."""
-        return self._seen.mean(role, self.get(model, role, statistic))
+    def mean(self, model: str, role: str, statistic: str, bounds: tuple[float, float] | None = None) -> Estimate:
+        """Return the mean of a statistic over an example set; for its interval and ``bounds`` see ``mean_interval``."""
+        return self._seen.mean(role, self.get(model, role, statistic), bounds)
 
     def per_example(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return model -> example id -> statistic -> value, as findings hold it."""

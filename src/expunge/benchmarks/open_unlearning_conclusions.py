@@ -164,7 +164,10 @@ def _difference(one: Mapping[str, float], two: Mapping[str, float], groups: Mapp
         return Estimate(None, note="no example has a value under both models")
     known = {i: groups[i] for i in shared if i in groups}
     return paired_difference(
-        {i: one[i] for i in shared}, {i: two[i] for i in shared}, known if len(known) == len(shared) else None
+        {i: one[i] for i in shared},
+        {i: two[i] for i in shared},
+        known if len(known) == len(shared) else None,
+        bounds=(-1.0, 1.0),
     )
 
 

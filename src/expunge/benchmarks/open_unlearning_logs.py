@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from expunge.audits.base import Estimate
-from expunge.audits.intervals import auc_interval, mean_interval
+from expunge.audits.intervals import SHARE, auc_interval, mean_interval
 from expunge.audits.language.privleak import privleak
 from expunge.audits.language.rouge import is_empty, rouge_l
 from expunge.benchmarks.open_unlearning_folder import Logs
@@ -78,7 +78,7 @@ def _row(name: str, logs: Logs, follow: Mapping[str, Any], retained: Mapping[str
         if broken:
             notes.append(f"{len(broken)} value(s) are NaN or infinite, such as that of row {broken[0]}")
         elif values:
-            found = mean_interval(list(values.values()))
+            found = mean_interval(list(values.values()), bounds=SHARE)
         if broken or not values:
             found = Estimate(None, note="no per-example values" if not values else "values that are no numbers")
         if len(values) < entries:

@@ -10,6 +10,7 @@ import math
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Finding, Scalar
+from expunge.audits.intervals import SHARE
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 from expunge.tasks.tokens import TokenScores
@@ -59,7 +60,8 @@ class ExactMemorization(Audit):
                 for role in roles
             ],
             estimates={
-                model: {f"{role}_{name}": values.mean(model, role, name) for role in roles} for model in seen.models
+                model: {f"{role}_{name}": values.mean(model, role, name, SHARE) for role in roles}
+                for model in seen.models
             },
             per_example=values.per_example(),
             attempted={"parity": self.config.parity, "examples": {role: len(seen.rows(role)) for role in roles}},

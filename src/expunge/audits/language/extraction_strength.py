@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
+from expunge.audits.intervals import SHARE
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 from expunge.tasks.tokens import TokenScores
@@ -65,7 +66,7 @@ class ExtractionStrength(Audit):
                 values.add(model, role, "extraction_strength", strength)
         name = "extraction_strength"
         estimates: dict[str, dict[str, Estimate]] = {
-            model: {f"{role}_{name}": values.mean(model, role, name) for role in roles} for model in seen.models
+            model: {f"{role}_{name}": values.mean(model, role, name, SHARE) for role in roles} for model in seen.models
         }
         return Finding(
             self.id,

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
-from expunge.audits.intervals import harmonic_mean
+from expunge.audits.intervals import SHARE, harmonic_mean
 from expunge.audits.language.probability import answer_probability, normalised_probability
 from expunge.audits.language.rouge import count_words, rouge_l
 from expunge.audits.language.truth_ratio import Correct, Mean, correct_field, log_truth_ratios, retain_score
@@ -77,7 +77,7 @@ class ModelUtility(Audit):
             }
             total = harmonic_mean(parts, seed=seen.seed, resamples=self.config.resamples)
             estimates[model] = {"utility": total} | {
-                f"{role}_{measure}": values.mean(model, role, measure)
+                f"{role}_{measure}": values.mean(model, role, measure, SHARE)
                 if (role, measure) in present
                 else Estimate(None, note=f"no {SETS[role]}" if role not in there else "nothing to measure it on")
                 for role, measure in names

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from expunge.audits.base import Audit, Estimate, Finding, Plot, Scalar
+from expunge.audits.intervals import SHARE
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 from expunge.tasks.tokens import TokenScores
@@ -70,14 +71,16 @@ class Probability(Audit):
                 Scalar(f"{role}_nll", f"NLL, {role}", "nats/token", "low" if knowing else "none"),
             ]
             for model in seen.models:
-                estimates[model][f"{role}_probability"] = values.mean(model, role, "probability")
+                estimates[model][f"{role}_probability"] = values.mean(model, role, "probability", SHARE)
                 estimates[model][f"{role}_nll"] = values.mean(model, role, "answer_nll")
         if asked_again:
             scalars.append(
                 Scalar("forget_rephrased_probability", "Probability, forget, question rephrased", "probability", "high")
             )
             for model in seen.models:
-                estimates[model]["forget_rephrased_probability"] = values.mean(model, "forget", "rephrased_probability")
+                estimates[model]["forget_rephrased_probability"] = values.mean(
+                    model, "forget", "rephrased_probability", SHARE
+                )
         evidence = [*values.evidence("answer_nll", "forget", "low"), *values.evidence("answer_nll", "retain", "low")]
         plot = Plot(
             "distribution",

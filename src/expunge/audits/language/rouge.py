@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
+from expunge.audits.intervals import SHARE
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 
@@ -143,7 +144,7 @@ class Rouge(Audit):
         )
 
     def _estimates(self, values: Values, model: str, role: str, empty: Sequence[str]) -> dict[str, Estimate]:
-        recall, f1 = values.mean(model, role, "rouge_recall"), values.mean(model, role, "rouge_f1")
+        recall, f1 = (values.mean(model, role, name, SHARE) for name in ("rouge_recall", "rouge_f1"))
         if recall.value is None and empty:
             recall = f1 = Estimate(None, note="every generation is empty, which says nothing about knowledge")
         scored = len(values.get(model, role, "rouge_recall"))

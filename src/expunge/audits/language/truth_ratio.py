@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Plot, Scalar
+from expunge.audits.intervals import SHARE
 from expunge.audits.observations import Observations
 from expunge.audits.values import Values
 from expunge.tasks.tokens import TokenScores
@@ -183,7 +184,7 @@ def _scalars(role: str) -> list[Scalar]:
 def _estimates(values: Values, model: str, roles: Sequence[str]) -> dict[str, Estimate]:
     out = {}
     for role in roles:
-        out[f"{role}_truth_ratio"] = values.mean(model, role, "truth_ratio_score")
+        out[f"{role}_truth_ratio"] = values.mean(model, role, "truth_ratio_score", SHARE)
         if role != "retain":
             out[f"{role}_log_truth_ratio"] = values.mean(model, role, "log_truth_ratio")
     return out
