@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from expunge.errors import BadInput, UnsupportedModel
-from expunge.tasks.blocks import Operations, decoder_blocks, feed_forward_outputs, final_norm
+from expunge.tasks.blocks import Operations, decoder_blocks, feed_forward_outputs, final_norm, last_feed_forward
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.encoding import collate
 
@@ -105,6 +106,79 @@ def test_block_outputs_come_beside_logits_and_split_with_them(deep: CausalLM) ->
     first, second = both.split([1, 2])
     assert torch.equal(torch.cat([first.blocks[1], second.blocks[1]]), both.blocks[1])
     assert len(first.blocks[1]) == int(both.counts[0])
+
+
+# ---- the last feed-forward part ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_last_feed_forward_part_at_the_rows_alone_changes_nothing(deep: CausalLM, adapters: bool) -> None:
+    if adapters:
+        deep.wrap_lora(2, 4.0, 0.0)
+        with torch.no_grad():
+            for name, parameter in deep.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_()
+    encoded = deep.encoder.encode(PAIRS)
+    found, spent = [], []
+    for rows_only in (False, True):
+        deep.model.zero_grad()
+        before = deep.cost.flops
+        stats = deep.statistics(encoded, hidden=True, blocks=[LAYERS - 1], rows_only=rows_only)
+        stats.nll.sum().backward()
+        assert stats.hidden is not None
+        gradients = {n: p.grad.clone() for n, p in deep.named_parameters() if p.grad is not None}
+        found.append((stats.logits.detach(), stats.hidden.detach(), stats.blocks[LAYERS - 1].detach(), gradients))
+        spent.append(deep.cost.flops - before)
+    assert spent[1] < spent[0]
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in deep.model.modules())
+
+
+def test_only_the_rows_reach_it_and_other_calls_are_left_alone(deep: CausalLM) -> None:
+    last = last_feed_forward(deep.model)
+    assert last is not None
+    assert any(last is child for child in decoder_blocks(deep.model)[-1].children())
+    encoded, seen = deep.encoder.encode(PAIRS), []
+    padded = len(PAIRS) * max(map(len, encoded.tokens))
+    handle = next(last.children()).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel()))
+    rows = len(deep.statistics(encoded, rows_only=True).targets)
+    deep.statistics(encoded)
+    deep.statistics(encoded, positions="all", rows_only=True)
+    handle.remove()
+    assert rows in seen
+    assert set(seen[-2:]) == {padded}
+
+
+class Mixing(nn.Module):
+    """A feed-forward part that looks at the position before."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(hidden + hidden.roll(1, dims=1))
+        return out
+
+
+def test_one_that_mixes_positions_is_found_out_and_run_whole(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(tiny_model("llama", vocab=384, layers=LAYERS)[0], tiny_tokenizer)
+    block = decoder_blocks(task.model)[-1]
+    block.mlp = Mixing(block.mlp)
+    encoded = task.encoder.encode(PAIRS)
+    assert last_feed_forward(task.model) is block.mlp
+    torch.testing.assert_close(
+        task.statistics(encoded, rows_only=True).logits, task.statistics(encoded).logits, atol=0, rtol=0
+    )
+
+
+def test_a_part_that_is_no_module_of_its_own_is_left_alone(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(tiny_model("llama", vocab=384, layers=LAYERS)[0], tiny_tokenizer)
+    decoder_blocks(task.model)[-1].other = copy.deepcopy(decoder_blocks(task.model)[0].mlp)
+    assert last_feed_forward(task.model) is None
+    encoded = task.encoder.encode(PAIRS)
+    assert torch.equal(task.statistics(encoded, rows_only=True).logits, task.statistics(encoded).logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expunge.errors import BadInput, UnsupportedModel
 from expunge.requests.request import example_id
 from expunge.tasks.causal_lm import CausalLM, config_of
+from expunge.tasks.cost import Cost
 
 PAIRS = [
     ("Where was Mirela Ostrander born?", "Mirela Ostrander was born in Velburg."),
@@ -144,17 +145,22 @@ def test_gradient_norms_are_per_example_and_leave_nothing_behind(task: CausalLM)
 # ---- cost ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rows_only", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-def test_counted_operations_are_those_of_a_flop_counter(tiny_model: Any, tiny_tokenizer: Any, family: str) -> None:
+def test_counted_operations_are_those_of_a_flop_counter(
+    tiny_model: Any, tiny_tokenizer: Any, family: str, rows_only: bool
+) -> None:
     task = CausalLM(tiny_model(family, vocab=384, hidden=64)[0], tiny_tokenizer)
     encoded = task.encoder.encode(PAIRS)
     task.model.set_attn_implementation("eager")  # the counter does not see the attention kernel of the CPU
+    task.statistics(encoded, rows_only=rows_only)  # the first time it is tried whether the model allows it
+    task.cost = Cost()
     with FlopCounterMode(display=False) as counter:
-        task.statistics(encoded).nll.sum().backward()
+        task.statistics(encoded, rows_only=rows_only).nll.sum().backward()
     assert task.cost.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
     before = task.cost.snapshot()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        task.statistics(encoded)
+        task.statistics(encoded, rows_only=rows_only)
     spent = task.cost - before
     assert spent.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
     assert (spent.forwards, spent.backwards, spent.sequences) == (1, 0, 4)

@@ -161,6 +161,24 @@ def test_how_a_step_is_split_changes_nothing(
     assert_close(descend(task.copy(), objective, streams, micro_batch_size=micro, share_forward=share), whole)
 
 
+@pytest.mark.parametrize("overhead", [1, 20])
+@pytest.mark.parametrize("retain", ["nll", "kl"])
+@pytest.mark.parametrize("forget", FORGET)
+def test_streams_that_share_micro_batches_by_length_change_nothing(
+    task: CausalLM, encode: Encode, monkeypatch: pytest.MonkeyPatch, forget: str, retain: str, overhead: int
+) -> None:
+    weights = sum(p.numel() for p in task.model.parameters())
+    monkeypatch.setattr(loop, "FORWARD_FLOPS", 6 * weights * overhead)
+    streams, objective = {"forget": encode(7), "retain": encode(20, 100)}, Objective((FORGET[forget], RETAIN[retain]))
+    apart = descend(task.copy(), objective, streams, share_forward="never")
+    pooled = task.copy()
+    assert_close(descend(pooled, objective, streams), apart)
+    never = task.copy()
+    descend(never, objective, streams, share_forward="never")
+    assert pooled.cost.sequences == never.cost.sequences
+    assert pooled.cost.padded_tokens < never.cost.padded_tokens or pooled.cost.forwards < never.cost.forwards
+
+
 def test_streams_coupled_by_one_term_may_be_split_too(task: CausalLM, encode: Encode) -> None:
     gap = Term("gap", ("forget", "retain"), lambda f, r: (r.mean_nll - f.mean_nll).square() * 100, "example_mean")
     streams = {"forget": encode(7), "retain": encode(20, 100)}

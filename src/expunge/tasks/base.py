@@ -84,6 +84,7 @@ class Task(ABC):
         hidden: bool = False,
         blocks: Sequence[int] = (),
         logits: bool = True,
+        rows_only: bool = False,
     ) -> Statistics:
         """Run one forward pass over a batch and return what objectives are formulas over; gradients flow.
 
@@ -94,6 +95,8 @@ class Task(ABC):
             hidden: also return the rows of the head's input.
             blocks: also return the outputs of these blocks, for kinds of model that have a stack of them.
             logits: False where only block outputs are read, so that nothing above them need be run.
+            rows_only: nobody looks at the forward pass but through what is returned: whatever other positions alone
+                depend on need not be run.
         """
 
     @abstractmethod

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,6 +21,12 @@ STACKS = ("layers", "h", "blocks", "block")
 FEED_FORWARD_OUTPUT = re.compile(
     r"(down_proj|dense_4h_to_h|fc2|fc_out|w2|mlp\.c_proj|output_linear)(\.base_layer)?(\.weight)?$"
 )
+
+# A module that takes no position for itself differs by as much as it puts out; rounding is far below this part of it.
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+HALF_ROUNDING = 0.05
+# Rows are taken out of a feed-forward part where they are at most this share of all positions.
+WORTH = 0.9
 
 
 class LeftEarly(Exception):
@@ -177,6 +184,104 @@ def block_rows(
             handle.remove()
 
 
+class LastFeedForward:
+    """The feed-forward part of a model's last block, run at the rows that are read and nowhere else.
+
+    What it gives out at other positions reaches no prediction. That the module takes every position by itself is tried
+    on the first batch, not assumed; one that does not is left as it is.
+
+    Args:
+        model: any transformers causal language model, also inside adapters.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.module = last_feed_forward(model)
+        self.splits: bool | None = None if self.module is not None else False
+
+    @contextmanager
+    def at(self, rows: Tensor) -> Iterator[list[int]]:
+        """Let only some positions through, and put zeros in the place of the others.
+
+        Args:
+            rows: (R,) flat positions ``b * T + t``; distinct where gradients are wanted.
+
+        Yields:
+            A list that receives the number of positions that each call was spared.
+        """
+        spared: list[int] = []
+        if self.module is None or self.splits is False:
+            yield spared
+            return
+        shapes: list[torch.Size] = []
+
+        def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = args[0] if len(args) == 1 and not kwargs else None
+            if not isinstance(given, Tensor) or given.dim() != 3 or len(rows) > WORTH * given.shape[:2].numel():
+                return None
+            few = given.flatten(0, 1).index_select(0, rows).unsqueeze(0)
+            if self.splits is None:
+                self.splits = _takes_each_by_itself(module, given, few, rows)
+            if not self.splits:
+                return None
+            shapes.append(given.shape)
+            return (few,), kwargs
+
+        def put_back(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            if not shapes:
+                return None
+            shape = shapes.pop()
+            spared.append(shape[:2].numel() - len(rows))
+            whole = output.new_zeros(shape[:2].numel(), output.shape[-1])
+            return whole.index_copy(0, rows, output[0]).view(*shape[:2], -1)
+
+        handles = [
+            self.module.register_forward_pre_hook(take, with_kwargs=True),
+            self.module.register_forward_hook(put_back),
+        ]
+        try:
+            yield spared
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def last_feed_forward(model: nn.Module) -> nn.Module | None:
+    """Return the feed-forward part of the last block where it is a module of its own, else None."""
+    try:
+        block = decoder_blocks(model)[-1]
+    except UnsupportedModel:
+        return None
+    found = [
+        part
+        for name, part in block.named_children()
+        if any(True for _ in part.children())
+        and any(FEED_FORWARD_OUTPUT.search(f"{name}.{inner}") for inner, _ in part.named_parameters())
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+@torch.no_grad()
+def _takes_each_by_itself(module: nn.Module, given: Tensor, few: Tensor, rows: Tensor) -> bool:
+    """Whether a module makes of some positions what it makes of them among all; without dropout.
+
+    Called without hooks: those of ``LastFeedForward.at`` would be called again.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        whole, alone = module.forward(given), module.forward(few)
+    finally:
+        for part, training in modes:
+            part.training = training
+    if not isinstance(whole, Tensor) or whole.shape[:2] != given.shape[:2] or alone.shape[:2] != few.shape[:2]:
+        return False
+    wanted, got = whole.flatten(0, 1).index_select(0, rows).float(), alone[0].float()
+    size = float(wanted.abs().max())
+    # Nothing can be told from a module that puts out zeros.
+    return size > 0 and float((wanted - got).abs().max()) <= ROUNDING.get(whole.dtype, HALF_ROUNDING) * size
+
+
 @dataclass(frozen=True)
 class Operations:
     """Weights that take part in matrix products per token, and from them the operations of a pass.
@@ -186,12 +291,14 @@ class Operations:
         rest: between embedding and head, outside the blocks.
         head: the output head.
         width: the size of the residual stream.
+        feed_forward: of the last block, the part that ``LastFeedForward`` may spare positions.
     """
 
     blocks: tuple[float, ...]
     rest: float
     head: float
     width: int
+    feed_forward: float = 0.0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Operations:
@@ -221,9 +328,10 @@ class Operations:
             rest=whole - sum(each),
             head=float(sum(p.numel() for p in head.parameters())),
             width=config.hidden_size,
+            feed_forward=0.0 if (last := last_feed_forward(model)) is None else weigh(last),
         )
 
-    def forward(self, padded: int, sequence: int, rows: int, depth: int | None = None) -> float:
+    def forward(self, padded: int, sequence: int, rows: int, depth: int | None = None, spared: int = 0) -> float:
         """Floating-point operations of a forward pass: 2 per weight and token, plus the attention products.
 
         Args:
@@ -231,11 +339,12 @@ class Operations:
             sequence: padded length of a sequence.
             rows: positions that go through the head.
             depth: blocks that are run; None for all of them and the head.
+            spared: tokens that did not go through the last block's feed-forward part.
         """
         blocks = self.blocks[:depth]
         attention = 4.0 * padded * sequence * self.width * len(blocks)
         outside = 0.0 if depth is not None else 2 * self.rest * padded + 2 * self.head * rows
-        return 2 * sum(blocks) * padded + attention + outside
+        return 2 * (sum(blocks) * padded - self.feed_forward * spared) + attention + outside
 
 
 def trained_share(model: nn.Module, depth: int | None = None) -> tuple[float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from expunge.errors import BadInput, Problem, UnsupportedModel
 from expunge.tasks.base import Task
-from expunge.tasks.blocks import Operations, block_rows, decoder_blocks, plain_model, trained_share
+from expunge.tasks.blocks import LastFeedForward, Operations, block_rows, decoder_blocks, plain_model, trained_share
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import (
     Batch,
@@ -82,6 +82,7 @@ class CausalLM(Task):
         self.operations = Operations.of(model)
         # Whether sequences that begin alike can share their beginning; None until it was tried.
         self.takes_trees: bool | None = None
+        self._last: LastFeedForward | None = None
 
     @classmethod
     def load(
@@ -243,6 +244,7 @@ class CausalLM(Task):
         hidden: bool = False,
         blocks: Sequence[int] = (),
         logits: bool = True,
+        rows_only: bool = False,
     ) -> Statistics:
         """Run one forward pass in which only the rows that are read go through the output head.
 
@@ -253,6 +255,7 @@ class CausalLM(Task):
             hidden: also return the rows of the head's input.
             blocks: also return the rows of these blocks' outputs, counted from 0.
             logits: False where only block outputs are read: nothing above the deepest of these blocks is run then.
+            rows_only: let only these rows through the last block's feed-forward part too, see ``LastFeedForward``.
 
         Returns:
             Statistics with (R, V) float32 logits, or (R, 0) without; gradients flow unless they are switched off.
@@ -264,7 +267,7 @@ class CausalLM(Task):
         batch = collate(encoded, self.encoder.pad_id, self.device, positions)
         stack = self._stack(blocks)
         with block_rows(stack, blocks, batch.rows, leave=not logits) as outputs:
-            found, rows = self._rows_of(batch, forward or self.model)
+            found, rows = self._rows_of(batch, forward or self.model, rows_only=rows_only and logits)
         if not logits:
             self._account(batch, depth=max(blocks) + 1)
             found = rows = outputs[max(blocks)].new_empty(len(batch.rows), 0)
@@ -308,11 +311,15 @@ class CausalLM(Task):
             raise BadInput(Problem("layer", f"{wrong[0]} is not there", f"give one from 0 to {len(stack) - 1}"))
         return stack
 
-    def _rows_of(self, batch: Batch, forward: nn.Module) -> tuple[Tensor, Tensor]:
-        with head_rows(self.model.get_output_embeddings(), batch.rows) as seen:
+    def _rows_of(self, batch: Batch, forward: nn.Module, *, rows_only: bool = False) -> tuple[Tensor, Tensor]:
+        spared: list[int] = []
+        with ExitStack() as stack:
+            seen = stack.enter_context(head_rows(self.model.get_output_embeddings(), batch.rows))
+            if rows_only:
+                spared = stack.enter_context(self._last_feed_forward().at(batch.rows))
             places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
             output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **places)
-        self._account(batch)
+        self._account(batch, spared=sum(spared))
         logits = output.logits
         if len(seen) != 1:
             raise UnsupportedModel(
@@ -323,6 +330,11 @@ class CausalLM(Task):
                 )
             )
         return logits.reshape(-1, logits.shape[-1]), seen[0]
+
+    def _last_feed_forward(self) -> LastFeedForward:
+        if self._last is None or self._last.model is not self.model:
+            self._last = LastFeedForward(self.model)
+        return self._last
 
     @property
     def outcomes(self) -> int:
@@ -354,10 +366,10 @@ class CausalLM(Task):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _account(self, batch: Batch, depth: int | None = None) -> None:
+    def _account(self, batch: Batch, depth: int | None = None, spared: int = 0) -> None:
         training = torch.is_grad_enabled()
         padded, width, rows = batch.input_ids.numel(), batch.input_ids.shape[1], len(batch.rows)
-        forward = self.operations.forward(padded, width, rows, depth)
+        forward = self.operations.forward(padded, width, rows, depth, spared)
         self.cost.forwards += 1
         self.cost.backwards += int(training)
         self.cost.sequences += len(batch.ids)

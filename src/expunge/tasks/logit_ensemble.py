@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from expunge.errors import BadInput, Problem, UnsupportedModel
-from expunge.tasks.blocks import Operations, first_blocks, plain_model
+from expunge.tasks.blocks import LastFeedForward, Operations, first_blocks, plain_model
 from expunge.tasks.causal_lm import CausalLM, ChatMode, refuse_guarded
 from expunge.tasks.combination import Combination, combine
 from expunge.tasks.encoding import Batch
@@ -160,7 +160,9 @@ class LogitEnsemble(CausalLM):
             rest=sum(one.rest for one in each),
             head=sum(one.head for one in each),
             width=each[0].width,
+            feed_forward=sum(one.feed_forward for one in each),
         )
+        self._parts: list[LastFeedForward] = []
 
     @property
     def base(self) -> CausalLM:
@@ -180,15 +182,22 @@ class LogitEnsemble(CausalLM):
 
     # ---- one forward pass ------------------------------------------------------------------------------------------
 
-    def _rows_of(self, batch: Batch, forward: nn.Module) -> tuple[Tensor, Tensor]:
+    def _rows_of(self, batch: Batch, forward: nn.Module, *, rows_only: bool = False) -> tuple[Tensor, Tensor]:
         with ExitStack() as stack:
-            seen = [stack.enter_context(head_rows(_head(m), batch.rows)) for m in self.model.members()]
+            members = self.model.members()
+            seen = [stack.enter_context(head_rows(_head(m), batch.rows)) for m in members]
+            spared = [stack.enter_context(last.at(batch.rows)) for last in self._lasts(members)] if rows_only else [[]]
             output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        self._account(batch)
+        self._account(batch, spared=min(map(sum, spared)))
         if wrong := [k for k, rows in enumerate(seen) if len(rows) != 1]:
             what = f"called its output head {len(seen[wrong[0]])} times in a forward pass"
             raise UnsupportedModel(Problem(f"model {wrong[0]}", what, "combine models that call it once"))
         return output.logits.reshape(-1, output.logits.shape[-1]), seen[0][0]
+
+    def _lasts(self, members: Sequence[nn.Module]) -> list[LastFeedForward]:
+        if [last.model for last in self._parts] != list(members):
+            self._parts = [LastFeedForward(member) for member in members]
+        return self._parts
 
     # ---- other models like it --------------------------------------------------------------------------------------
 

@@ -371,6 +371,7 @@ class Predictor(Task):
         hidden: bool = False,
         blocks: Sequence[int] = (),
         logits: bool = True,
+        rows_only: bool = False,
     ) -> Statistics:
         """Run one forward pass; one row per example, whichever positions are asked for.
 
@@ -380,6 +381,7 @@ class Predictor(Task):
             forward: what to call instead of the model.
             hidden: also return the head's input, (B, H): the features that the last linear layer classifies.
             blocks, logits: outputs of decoder blocks, which these models do not have.
+            rows_only: without meaning here.
 
         Returns:
             ``Statistics`` for classes, ``RegressionStatistics`` for numbers; gradients flow unless switched off.

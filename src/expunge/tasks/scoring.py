@@ -34,7 +34,7 @@ def score_each(task: CausalLM, encoded: Encoded, texts: Sequence[str], around: A
     for indices in length_batches([encoded.length(i) for i in range(len(encoded))], task.tokens_per_forward):
         batch = collate(encoded.take(indices), task.encoder.pad_id, task.device)
         with around(indices) if around else nullcontext():
-            logits, _ = task._rows_of(batch, task.model)
+            logits, _ = task._rows_of(batch, task.model, rows_only=around is None)
         columns = token_statistics(logits, batch.targets)
         bounds = np.cumsum([0, *batch.counts.tolist()])
         for k, index in enumerate(indices):
@@ -56,7 +56,7 @@ def score_trees(task: CausalLM, encoded: Encoded, texts: Sequence[str], trees: S
         batch, answers = lay_out(
             [trees[k] for k in chosen], encoded.starts, encoded.ids, task.encoder.pad_id, dtype, task.device
         )
-        logits, _ = task._rows_of(batch, task.model)
+        logits, _ = task._rows_of(batch, task.model, rows_only=True)
         columns = token_statistics(logits, batch.targets)
         for index, answer in answers.items():
             out[index] = _scores(task, encoded, texts, index, columns[:, answer])

@@ -48,6 +48,10 @@ SHARED_PADDING = 1.1
 # What a further forward and backward costs on a CPU beside its tokens: so many floating-point operations.
 FORWARD_FLOPS = 5e8
 Progress = Callable[[int, int, Mapping[str, float]], None]
+# Streams that share forwards, and the terms that read them.
+Component = tuple[tuple[Stream, ...], tuple[Term, ...]]
+# Per stream, positions in the step.
+MicroBatch = Mapping[Stream, Sequence[int]]
 
 
 @dataclass
@@ -177,13 +181,15 @@ class _Run:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.result = TrainResult()
         turns = [self.objective.turn(k) for k in range(len(self.objective.turns))]
+        self.hollow: nn.Module | None = None
+        # Groups whose examples may stand together in any way: sorted by length, whatever their streams.
+        self.pooled: set[tuple[Stream, ...]] = set()
         self.components = [self._share(turn.components()) for turn in turns]
         self.moving = self.objective.moving()
         weights = sum(p.numel() for _, p in task.named_parameters())
         self.forward_in_tokens = max(8, round(FORWARD_FLOPS / (6 * max(1, weights))))
         self.keeper = Keeper(task, settings, self.probe, self.result, folder)
         self.journal = Journal(folder if self.rank == 0 else None, settings, self.accelerator)
-        self.hollow: nn.Module | None = None
         self.seen: dict[str, Tensor] = {}  # (sum, divisor) of the terms whose weights move
         self.checkpointed = -1  # the step of the newest checkpoint
         # What was spent: before this process resumed, on probes, and what the task's account said at the start.
@@ -200,17 +206,26 @@ class _Run:
             shown.append(repr((self.objective.turns, [t.turn for t in self.objective.terms])))
         return fingerprint(self.task, self.streams, given, *shown)
 
-    def _share(self, components: list[Any]) -> list[Any]:
+    def _share(self, components: list[Component]) -> list[Component]:
         """Join uncoupled streams into one forward where that is asked for."""
-        joined = self.settings.share_forward == "always" or (
-            self.settings.share_forward == "auto"
-            and self.task.device.type != "cpu"
-            and not self.task.mixes_examples  # forget and retain examples must not be normalised together
-        )
-        if not joined or len(components) < 2:
+        how = self.settings.share_forward
+        together: list[Component] = []
+        if how == "always":
+            together = components
+        elif how == "auto" and self.task.device.type != "cpu":
+            # Forget and retain examples must not be normalised together.
+            together = [] if self.task.mixes_examples else components
+        elif how == "auto":
+            together = [c for c in components if self._cuts_padding(c[0])]
+            if len({(*self._reads(group[0]), self.objective.hidden(group[0])) for group, _ in together}) > 1:
+                together = []
+        if len(together) < 2:
             return components
-        streams = tuple(s for group, _ in components for s in group)
-        return [(streams, tuple(t for _, terms in components for t in terms))]
+        streams = tuple(s for group, _ in together for s in group)
+        whole = (streams, tuple(t for _, terms in together for t in terms))
+        if self.task.device.type == "cpu" and how == "auto":
+            self.pooled.add(streams)
+        return [whole, *(c for c in components if c not in together)]
 
     def _prepare(self) -> None:
         task, settings = self.task, self.settings
@@ -266,20 +281,25 @@ class _Run:
         for number in range(self.plan.total):
             step = self.plan.step(number)
             for group, _ in chain(*self.components):
-                for positions in self._deal(step, group, self.rank):
+                for chosen in self._deal(step, group, self.rank):
                     for stream in group:
-                        used[stream].update(step.examples[stream][p] for p in positions)
+                        used[stream].update(step.examples[stream][p] for p in chosen[stream])
                 # A process without a share of its own stands in with the first example, weighted 0.
                 for stream in group:
                     used[stream].add(step.examples[stream][0])
         return {s: sorted(indices) for s, indices in used.items()}
 
-    def _deal(self, step: Step, group: Sequence[Stream], rank: int) -> list[list[int]]:
+    def _deal(self, step: Step, group: tuple[Stream, ...], rank: int) -> list[MicroBatch]:
+        """Cut a process's share of a step into micro-batches."""
         count = len(step.examples[group[0]])
+        if group in self.pooled or self._cuts_padding(group):
+            each = [(s, p) for s in group for p in range(count)]
+            lengths = [self.streams[s].length(step.examples[s][p]) for s, p in each]
+            cut = by_length(lengths, self.forward_in_tokens, most=count)
+            return [{s: [each[k][1] for k in part if each[k][0] == s] for s in group} for part in cut]
         lengths = [max(self.streams[s].length(step.examples[s][p]) for s in group) for p in range(count)]
-        if self._cuts_padding(group):
-            return by_length(lengths, self.forward_in_tokens)
-        return micro_batches(lengths, rank, self.world, self.settings.micro_batch_size)
+        dealt = micro_batches(lengths, rank, self.world, self.settings.micro_batch_size)
+        return [dict.fromkeys(group, positions) for positions in dealt]
 
     def _cuts_padding(self, group: Sequence[Stream]) -> bool:
         """Whether a stream's share of a step may be cut where that saves padding.
@@ -383,12 +403,12 @@ class _Run:
     def _gradient(self, step: Step, turn: int) -> tuple[dict[str, float], float]:
         """Put the gradient of one turn's terms into the weights; return the terms' values and the gradient's norm."""
         components = self.components[turn]
-        work = [(g, terms, p) for g, terms in components for p in self._deal(step, g, self.rank)]
+        work = [(g, terms, chosen) for g, terms in components for chosen in self._deal(step, g, self.rank)]
         joined = {g: self._joins(step, g) for g, _ in components}
         sums: dict[str, Tensor] = {}
-        for k, (group, terms, positions) in enumerate(work):
+        for k, (group, terms, chosen) in enumerate(work):
             with self._sync(last=k == len(work) - 1), self._autocast():
-                loss = self._loss(step, group, terms, positions, joined[group], sums)
+                loss = self._loss(step, terms, chosen, joined[group], sums)
                 if loss.requires_grad:
                     loss.backward()
             self._move("micro_batch", step.epoch)
@@ -417,17 +437,18 @@ class _Run:
     def _loss(
         self,
         step: Step,
-        group: Sequence[Stream],
         terms: Sequence[Term],
-        positions: Sequence[int],
+        chosen: MicroBatch,
         joined: bool,
         sums: dict[str, Tensor],
     ) -> Tensor:
-        idle = not positions
-        positions = positions or [0]
+        idle = not any(chosen.values())
+        if idle:
+            chosen = {stream: [0] for stream in chosen}
+        group = [s for s, positions in chosen.items() if positions]
         seed = draw(self.settings.seed, "varied", step.number)
         parts = {
-            s: self.task.varied(self.streams[s].take([step.examples[s][p] for p in positions]), seed) for s in group
+            s: self.task.varied(self.streams[s].take([step.examples[s][p] for p in chosen[s]]), seed) for s in group
         }
         stats = dict(zip(group, self._forward(group, parts, joined), strict=True))
         for stream in group:
@@ -437,7 +458,9 @@ class _Run:
             self.reference.attach(stats[stream], stream, parts[stream])
         loss = torch.zeros((), device=self.task.device)
         for term in terms:
-            divisor = term.divisor(*self._sizes(step, term, group))
+            if not set(term.streams) <= set(group):
+                continue  # nothing of its streams is in this micro-batch
+            divisor = term.divisor(*self._sizes(step, term, tuple(chosen)))
             partial = term.partial_sum([stats[s] for s in term.streams]) * (0 if idle else 1)
             value = term.factor * partial / divisor
             if term.name in self.moving:
@@ -479,7 +502,13 @@ class _Run:
         positions, blocks, logits = self._reads(stream)
         hidden = self.objective.hidden(stream)
         return self.task.statistics(
-            batch, positions=positions, forward=self.forward, hidden=hidden, blocks=blocks, logits=logits
+            batch,
+            positions=positions,
+            forward=self.forward,
+            hidden=hidden,
+            blocks=blocks,
+            logits=logits,
+            rows_only=self.hollow is None,  # parts of a block cannot be tried where its weights are split up
         )
 
     def _reads(self, stream: Stream) -> tuple[Positions, tuple[int, ...], bool]:
@@ -488,23 +517,25 @@ class _Run:
         logits = objective.reads_logits(stream) or self.hollow is not None
         return objective.positions(stream), objective.blocks(stream), logits
 
-    def _joins(self, step: Step, group: Sequence[Stream]) -> bool:
+    def _joins(self, step: Step, group: tuple[Stream, ...]) -> bool:
         """Whether the streams of a group go through one forward in this step.
 
         The answer is the same on every process: forwards are collective calls.
         """
         if len(group) == 1 or len({(*self._reads(s), self.objective.hidden(s)) for s in group}) > 1:
             return False
+        if group in self.pooled:
+            return True
         apart = together = 0
         for rank in range(self.world):
-            for positions in self._deal(step, group, rank):
-                chosen = positions or [0]
-                widths = [max(self.streams[s].length(step.examples[s][p]) for p in chosen) for s in group]
-                apart += sum(widths) * len(chosen)
-                together += max(widths) * len(group) * len(chosen)
+            for chosen in self._deal(step, group, rank):
+                positions = chosen[group[0]] or [0]
+                widths = [max(self.streams[s].length(step.examples[s][p]) for p in positions) for s in group]
+                apart += sum(widths) * len(positions)
+                together += max(widths) * len(group) * len(positions)
         return together <= SHARED_PADDING * apart
 
-    def _sizes(self, step: Step, term: Term, group: Sequence[Stream]) -> tuple[int, int, int]:
+    def _sizes(self, step: Step, term: Term, group: tuple[Stream, ...]) -> tuple[int, int, int]:
         """Examples, labelled rows and read rows of a term's first stream in the whole step."""
         stream = term.streams[0]
         encoded, chosen = self.streams[stream], step.examples[stream]
@@ -515,9 +546,9 @@ class _Run:
             rows = encoded.rows(chosen, "attended")
         else:
             rows = sum(
-                encoded.rows([chosen[p] for p in positions], "all")
+                encoded.rows([chosen[p] for p in part[stream]], "all")
                 for rank in range(self.world)
-                for positions in self._deal(step, group, rank)
+                for part in self._deal(step, group, rank)
             )
         return len(chosen), labelled, rows
 

@@ -153,12 +153,13 @@ def micro_batches(lengths: Sequence[int], rank: int, world: int, size: int | Non
     return [mine[k * size : (k + 1) * size] for k in range(count)]
 
 
-def by_length(lengths: Sequence[int], overhead: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], overhead: int, most: int | None = None) -> list[list[int]]:
     """Cut a step into micro-batches so that padded tokens and calls together cost least.
 
     Args:
         lengths: tokens at each position of the step.
         overhead: what a further micro-batch costs, in tokens.
+        most: examples that a micro-batch may have.
 
     Returns:
         Positions, longest first; of all ways to cut the sorted positions, one with the least
@@ -168,9 +169,9 @@ def by_length(lengths: Sequence[int], overhead: int) -> list[list[int]]:
     longest = np.array([lengths[i] for i in ordered])
     best, cut = [0.0], [0]
     for end in range(1, len(ordered) + 1):
-        starts = np.arange(end)
-        costs = np.array(best) + longest[:end] * (end - starts) + overhead
-        cut.append(int(costs.argmin()))
+        starts = np.arange(max(0, end - (most or end)), end)
+        costs = np.array(best)[starts] + longest[starts] * (end - starts) + overhead
+        cut.append(int(starts[costs.argmin()]))
         best.append(float(costs.min()))
     batches: list[list[int]] = []
     end = len(ordered)

@@ -158,7 +158,7 @@ def measure(
                 for number, batch in enumerate(batches):
                     if reduce is not None and world > 1 and number % world != rank and not _is_sharded(task):
                         continue
-                    mean = task.statistics(encoded.take(batch)).mean_nll.double()
+                    mean = task.statistics(encoded.take(batch), rows_only=not _is_sharded(task)).mean_nll.double()
                     share = world if _is_sharded(task) else 1
                     totals[row] += torch.stack([mean.sum(), (-mean).exp().sum()]).cpu() / share
     finally:

@@ -109,6 +109,7 @@ class ReferenceModel:
                         hidden=need == "rows",
                         blocks=layers,
                         logits=need != "none",
+                        rows_only=True,
                     )
                     rows = torch.bincount(stats.example, minlength=len(part)).tolist()
                     for layer in layers:
@@ -187,6 +188,7 @@ class ReferenceModel:
                     hidden=self.hidden[stream],
                     blocks=self.blocks[stream],
                     logits=self.needs[stream] != "none",
+                    rows_only=True,
                 )
         finally:
             model.train(was_training)

@@ -75,7 +75,7 @@ class TrainSettings(Strict):
     clip_norm: PositiveFloat | None = Field(1.0, description="clip the gradient of the trained weights to this norm")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast with full-precision weights")
     share_forward: Literal["auto", "always", "never"] = Field(
-        "auto", description="put forget and retain examples through one forward; auto: on a GPU, when padding stays low"
+        "auto", description="put forget and retain examples through one forward; auto: when padding stays low"
     )
     lora: LoraSettings | None = Field(None, description="train adapters instead of all weights")
     select: SelectSettings | None = Field(None, description="let only some weights move, see `expunge selections`")
