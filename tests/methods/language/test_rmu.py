@@ -21,6 +21,7 @@ from expunge.requests.request import DeletionRequest, example_id
 from expunge.tasks.blocks import decoder_blocks
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.encoding import collate
+from expunge.training.padded import Padded, objective_value
 
 MakeTask = Callable[..., CausalLM]
 
@@ -72,6 +73,35 @@ def test_parity_divides_every_sum_by_every_length(seed: int, batch: int) -> None
         torch.testing.assert_close(both[0], defined[0])
 
 
+@pytest.mark.parametrize("positions", ["answer", "attended", "all"])
+def test_rows_that_are_steered_and_held(positions: str) -> None:
+    """Per example the mean over its rows, all dimensions: by loops over a padded batch."""
+    generator = torch.Generator().manual_seed(0)
+    now, then = (torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    labels = torch.tensor([[-100, -100, 3, 1, 4], [-100, 2, 0, -100, -100]])
+    attention = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    rows = {"answer": [[1, 2, 3], [0, 1]], "attended": [range(5), range(3)], "all": [range(5), range(5)]}[positions]
+    batch = Padded(now, labels, attention, blocks={7: now}, reference_blocks={7: then})
+    method, _ = settle(RMU, {"positions": positions, "steering": 5.0, "retain_weight": 3.0})
+    found = objective_value(method.objective(), {"forget": batch, "retain": batch})  # type: ignore[attr-defined]
+    target = control_vector(3, 5.0, 0).double()
+
+    def mean(wanted: torch.Tensor) -> float:
+        squared = [[((now[b, t] - wanted[b, t]) ** 2).mean() for t in rows[b]] for b in range(2)]
+        return float(sum(sum(part) / len(part) for part in squared) / 2)
+
+    assert float(found) == pytest.approx(mean(target.expand_as(now)) + 3 * mean(then))
+    if positions == "all":
+        # What the authors compute: one mean over every number of the block's output.
+        whole = F.mse_loss(now, target.expand_as(now)) + 3 * F.mse_loss(now, then)
+        assert float(found) == pytest.approx(float(whole))
+
+
+def test_parity_has_rows_of_its_own() -> None:
+    with pytest.raises(BadInput, match="leave out parity or positions"):
+        settle(RMU, {"parity": True, "positions": "all"})
+
+
 def test_the_control_vector_follows_from_the_seed_alone() -> None:
     state = torch.get_rng_state()
     one, again, other = control_vector(64, 6.5, 3), control_vector(64, 6.5, 3), control_vector(64, 6.5, 4)
@@ -82,9 +112,9 @@ def test_the_control_vector_follows_from_the_seed_alone() -> None:
     assert (one >= 0).all(), "as the authors draw it: uniform on [0, 1), not around 0"
 
 
-@pytest.mark.parametrize("parity", [False, True])
+@pytest.mark.parametrize(("parity", "positions"), [(False, "answer"), (False, "attended"), (True, "answer")])
 def test_one_step_of_the_loop_is_the_pure_function(
-    make_task: MakeTask, request_: DeletionRequest, parity: bool
+    make_task: MakeTask, request_: DeletionRequest, parity: bool, positions: str
 ) -> None:
     task = make_task(layers=4)
     encoded = task.encode(request_.forget)
@@ -99,8 +129,19 @@ def test_one_step_of_the_loop_is_the_pure_function(
         expected = broadcast(hidden, target, labels)
     else:
         shifted = F.pad(labels[:, 1:], (0, 1), value=-100) != -100
+        if positions == "attended":
+            lengths = torch.tensor([len(tokens) for tokens in encoded.tokens])
+            shifted = torch.arange(labels.shape[1]) < lengths[:, None]
         expected = torch.stack([(hidden[b][m] - target).square().mean(-1).mean() for b, m in enumerate(shifted)]).mean()
-    settings = {"layer": 1, "steering": 5.0, "parity": parity, "seed": 11, "max_steps": 1, "batch_size": 6}
+    settings = {
+        "layer": 1,
+        "steering": 5.0,
+        "parity": parity,
+        "positions": positions,
+        "seed": 11,
+        "max_steps": 1,
+        "batch_size": 6,
+    }
     done = unlearn(task, request_, "rmu", settings=settings)
     assert done.training is not None
     first = done.training.history[0]

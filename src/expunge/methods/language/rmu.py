@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.errors import BadInput, Problem, collected
@@ -42,11 +42,22 @@ class RMUConfig(RetainConfig):
     retain: Literal["none", "hidden", "nll", "kl"] = Field(  # type: ignore[assignment]
         "hidden", description="loss on the retain set: hidden holds the block's output still; or none, nll, kl"
     )
+    positions: Literal["answer", "attended", "all"] = Field(
+        "answer",
+        description="rows that are steered and held: answer (those that predict one of its tokens), attended (every "
+        "token, the paper's formula on running text) or all (padding too, the authors' code for WMDP)",
+    )
     parity: bool = Field(
         False,
-        description="reproduce the reference: the answer tokens' own rows, one position late, and every example's sum "
-        "divided by every other one's length; and KL over all positions",
+        description="reproduce open-unlearning: the answer tokens' own rows, one position late, and every example's "
+        "sum divided by every other one's length; and KL over all positions",
     )
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> RMUConfig:
+        if self.parity and self.positions != "answer":
+            raise ValueError("parity has rows of its own -> leave out parity or positions")
+        return self
 
 
 def control_vector(size: int, steering: float, seed: int) -> Tensor:
@@ -105,14 +116,16 @@ def rmu_reference_loss(hidden: Tensor, target: Tensor, labels: Tensor) -> Tensor
 
 
 class RMU(ObjectiveMethod):
-    """L = gamma mean_b rmu_loss(h, c u) + alpha mean_b rmu_loss(h, h_ref) over the rows that predict an answer token.
+    """L = gamma mean_b rmu_loss(h, c u) + alpha mean_b rmu_loss(h, h_ref) over the rows of ``positions``.
 
     h is the output of one block, u a random unit vector with no negative entry, drawn once from the run's seed; h_ref
     is what the block gave out before unlearning. Nothing above that block is run, and the frozen outputs are computed
     once. Per example the rows are averaged, then examples.
 
-    ``parity=True`` reproduces the reference (``rmu_reference_loss``), per micro-batch. The coefficient and the layer
-    decide how much is forgotten: see the length of the block's outputs before choosing ``steering``.
+    ``parity=True`` reproduces open-unlearning (``rmu_reference_loss``), per micro-batch. The authors' own code, for
+    WMDP, is ``positions=all, retain_weight=100``, but for padding: rows of padding are part of its means, and it pads
+    on the left. The coefficient and the layer decide how much is forgotten: see the length of the block's outputs
+    before choosing ``steering``.
 
     Source: Li et al. 2024, arXiv 2403.03218, section 4; ``RMU`` of open-unlearning.
     """
@@ -178,11 +191,12 @@ class RMU(ObjectiveMethod):
 
     def _terms(self, layer: int, seed: int) -> Objective:
         config = self.config
-        positions: Positions = "label" if config.parity else "answer"
+        positions: Positions = "label" if config.parity else config.positions
 
         def loss(stats: Statistics, target: Tensor) -> Tensor:
             if not config.parity:
-                return rmu_loss(stats.blocks[layer], target, stats.example, stats.counts)
+                rows = torch.bincount(stats.example, minlength=len(stats))
+                return rmu_loss(stats.blocks[layer], target, stats.example, rows)
             sums = _sums(stats.blocks[layer], target, stats.example, len(stats))
             return (sums[:, None] / stats.counts).mean(1)
 
