@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from expunge.audits.general.lira import Lira, draw_halves, lira_scores, logit_confidence
+from expunge.audits.general.lira import Lira, class_logit, draw_halves, lira_scores, logit_confidence
 from expunge.audits.intervals import auc
 from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
@@ -37,6 +37,35 @@ def test_scores_by_loops() -> None:
         log_out = stats.norm(others.mean(), others.std(ddof=1)).logpdf(observed[k])
         assert online[k] == pytest.approx(log_in - log_out)
         assert offline[k] == pytest.approx(stats.norm(others.mean(), others.std(ddof=1)).cdf(observed[k]))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_scores_of_the_released_code_by_loops(pooled: bool) -> None:
+    """Medians, squares divided by their number, as many shadows as every example has; offline is two-sided."""
+    rng = np.random.default_rng(3)
+    shadows, observed = rng.normal(size=(8, 5)), rng.normal(size=5)
+    inside = np.stack([rng.permutation(8) < 4 + k % 2 for k in range(5)], axis=1)
+    own = [[shadows[s, k] for s in range(8) if inside[s, k]][:4] for k in range(5)]
+    others = [[shadows[s, k] for s in range(8) if not inside[s, k]][:3] for k in range(5)]
+    online = lira_scores(observed, shadows, inside, "online", pooled, parity=True)
+    offline = lira_scores(observed, shadows, inside, "offline", pooled, parity=True)
+    for k in range(5):
+        log_in, log_out, alone = (
+            stats.norm(np.median(values[k]), np.std(spread if pooled else spread[k])).logpdf(observed[k])
+            for values, spread in ((own, own), (others, own if pooled else others), (others, others))
+        )
+        assert online[k] == pytest.approx(log_in - log_out)
+        assert offline[k] == pytest.approx(-alone)
+
+
+def test_offline_the_released_code_calls_what_is_unusually_unlikely_a_member() -> None:
+    inside = draw_halves(list("ab"), {}, 8, 0)
+    shadows = np.random.default_rng(0).normal(size=(8, 2))
+    low = np.array([-9.0, -9.0])
+    both = [lira_scores(low, shadows, inside, "offline", pooled=False, parity=parity) for parity in (False, True)]
+    usual = lira_scores(np.median(shadows, 0), shadows, inside, "offline", pooled=False, parity=True)
+    assert (both[0] < 1e-3).all()
+    assert (both[1] > usual).all()
 
 
 def test_a_pooled_deviation_is_that_within_examples() -> None:
@@ -76,6 +105,19 @@ def test_too_few_shadows_are_refused() -> None:
 def test_logit_of_the_confidence(nll_value: float) -> None:
     p = np.exp(-np.longdouble(nll_value))
     assert logit_confidence(np.array([nll_value]))[0] == pytest.approx(float(np.log(p / (1 - p))), rel=1e-4, abs=1e-6)
+
+
+def test_logit_of_a_class_keeps_its_precision_where_the_others_have_nothing() -> None:
+    logits = np.array([[0.0, 50.0, -3.0], [60.0, 0.0, -3.0], [1.0, 0.5, -900.0]])
+    said = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = class_logit(np.stack([said, said[::-1]]), np.array([1, 0, 0]))
+    # Of logits alone: the true class's less the log of the others' summed exponentials.
+    ahead = [50.0 - np.log(1 + np.exp(-3.0)), 60.0 - np.log(1 + np.exp(-3.0)), 0.5]
+    assert found[0] == pytest.approx(ahead, abs=1e-9)
+    behind = [-np.log(np.exp(1.0) + np.exp(-900.0)) + 0.5, ahead[1], -np.log(np.exp(50.0) + np.exp(-3.0))]
+    assert found[1] == pytest.approx(behind, abs=1e-9)
+    # Through the NLL, both of these would be the same number.
+    assert logit_confidence(-said[[0, 1], [1, 0]])[0] == logit_confidence(-said[[0, 1], [1, 0]])[1]
 
 
 @given(st.integers(2, 20), st.integers(1, 4), st.integers(0, 3))

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import stats
+from scipy.special import logsumexp
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar, Table
 from expunge.audits.intervals import statistic_interval
@@ -50,8 +51,25 @@ def logit_confidence(nll_values: Array) -> Array:
     return -nll_values - np.log(-np.expm1(-np.maximum(nll_values, 1e-12)))
 
 
+def class_logit(log_probabilities: Array, targets: NDArray[np.int64]) -> Array:
+    """Return ``log(p_y / sum_{c != y} p_c)``, which keeps its precision where the other classes have next to nothing.
+
+    Args:
+        log_probabilities: [..., n, C] of the classes, in nats.
+        targets: [n] true classes.
+    """
+    own = np.arange(log_probabilities.shape[-1]) == targets[:, None]
+    others = np.where(own, -np.inf, log_probabilities)
+    return np.asarray(log_probabilities[..., np.arange(len(targets)), targets] - logsumexp(others, axis=-1))
+
+
 def lira_scores(
-    observed: Array, shadows: Array, inside: Mask, mode: Literal["online", "offline"], pooled: bool = True
+    observed: Array,
+    shadows: Array,
+    inside: Mask,
+    mode: Literal["online", "offline"],
+    pooled: bool = True,
+    parity: bool = False,
 ) -> Array:
     """Return the likelihood-ratio score of each example, higher for members.
 
@@ -63,6 +81,7 @@ def lira_scores(
             and needs no shadow that saw the example.
         pooled: one deviation per side for all examples, taken within examples; steadier with few shadows (the paper
             advises it below 64). Otherwise each example has its own.
+        parity: as the authors' code, see ``released_lira_scores``.
 
     Returns:
         [n] scores; deviations are held at 1e-6 or above.
@@ -73,12 +92,45 @@ def lira_scores(
     least = 1 if pooled else 2
     if (~inside).sum(0).min() < least or (mode == "online" and inside.sum(0).min() < least):
         raise ValueError(f"every example needs at least {least} shadow(s) with and without it")
+    if parity:
+        return released_lira_scores(observed, shadows, inside, mode, pooled)
     mean_out, deviation_out = _gaussian(shadows, ~inside, pooled)
     if mode == "offline":
         return np.asarray(stats.norm.cdf((observed - mean_out) / deviation_out))
     mean_in, deviation_in = _gaussian(shadows, inside, pooled)
     ratio = stats.norm.logpdf(observed, mean_in, deviation_in) - stats.norm.logpdf(observed, mean_out, deviation_out)
     return np.asarray(ratio)
+
+
+def released_lira_scores(
+    observed: Array, shadows: Array, inside: Mask, mode: Literal["online", "offline"], pooled: bool = True
+) -> Array:
+    """Return what the authors' code scores (for parity only), higher for members.
+
+    It centres on medians, divides squares by their number instead of one less, and adds 1e-30 to deviations. A pooled
+    deviation is that of all values of all examples around one mean, so that differences between examples count as
+    spread; online it is that of the members for both sides. Offline the score is minus the log-density without the
+    example: an example is also called a member where its likelihood is unusually *low*. Of every example as many
+    shadows are read, the first ones, as the example with the fewest has.
+
+    Args:
+        observed, shadows, inside, mode, pooled: as for ``lira_scores``.
+    """
+
+    def side(mask: Mask) -> Array:
+        count = mask.sum(0).min()
+        return np.stack([shadows[mask[:, k], k][:count] for k in range(shadows.shape[1])], axis=1)
+
+    out = side(~inside)
+    if mode == "offline":
+        return np.asarray(-stats.norm.logpdf(observed, np.median(out, 0), out.std(None if pooled else 0) + 1e-30))
+    own = side(inside)
+    spread = (own.std(), own.std()) if pooled else (own.std(0), out.std(0))
+    log_in, log_out = (
+        stats.norm.logpdf(observed, np.median(values, 0), deviation + 1e-30)
+        for values, deviation in zip((own, out), spread, strict=True)
+    )
+    return np.asarray(log_in - log_out)
 
 
 def _gaussian(shadows: Array, side: Mask, pooled: bool) -> tuple[Array, Array]:
@@ -146,6 +198,9 @@ class Lira(Audit):
         batch_size: int = Field(16, ge=1, description="examples per step")
         learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the shadows")
         pooled: bool = Field(True, description="one deviation for all examples; switch off from 64 shadows on")
+        parity: bool = Field(
+            False, description="reproduce the authors' code: medians, and offline a score that has two sides"
+        )
         workers: int = Field(1, ge=1, description="shadows trained at a time, each in a process of its own")
         folder: Path | None = Field(None, description="keep what shadows say here, so that a killed audit goes on")
 
@@ -165,9 +220,9 @@ class Lira(Audit):
         features = FEATURES if kind in CLASSIFIERS else {}
         for model in seen.models:
             said = said_by(seen, model, pool)
-            observed = self._statistic(pool.nll(said), kind)
+            observed, known = self._statistic(pool, said, kind), self._statistic(pool, shadows, kind)
             for mode in MODES:
-                score = self._scores(observed, self._statistic(pool.nll(shadows), kind), inside, mode)
+                score = self._scores(observed, known, inside, mode)
                 self._keep(values, pool, model, mode, score)
             for name in features:
                 parts = [self._feature(pool, said, name), self._feature(pool, shadows, name)]
@@ -200,6 +255,7 @@ class Lira(Audit):
                 "most steps": self.config.max_steps,
                 "statistic": self._named(kind),
                 "pooled deviation": self.config.pooled,
+                "as released": self.config.parity,
                 "unlearned": self._transform is not None,
                 "members": len(values.get("unlearned", "forget", "online")),
                 "non-members": len(values.get("unlearned", "holdout", "online")),
@@ -211,19 +267,21 @@ class Lira(Audit):
             return str(self.config.statistic)
         return "logit" if kind in CLASSIFIERS else "log_likelihood"
 
-    def _statistic(self, nll_values: Array, kind: str) -> Array:
-        return logit_confidence(nll_values) if self._named(kind) == "logit" else -nll_values
+    def _statistic(self, pool: Pool, said: Array, kind: str) -> Array:
+        if self._named(kind) != "logit":
+            return -pool.nll(said)
+        return class_logit(said, pool.targets) if kind in CLASSIFIERS else logit_confidence(pool.nll(said))
 
     def _feature(self, pool: Pool, said: Array, name: str) -> Array:
         """Return [..., n, k] a feature of log-probabilities [..., n, C]; the confidence as its logit."""
         if name == "confidence":
-            return logit_confidence(pool.nll(said))[..., None]
+            return class_logit(said, pool.targets)[..., None]
         flat = np.exp(said.reshape(-1, said.shape[-1]))
         found = features_of(flat, np.tile(pool.targets, len(flat) // len(pool.targets)))[name]
         return found.reshape(*said.shape[:-1], found.shape[-1])
 
     def _scores(self, observed: Array, shadows: Array, inside: Mask, mode: str) -> Array:
-        return lira_scores(observed, shadows, inside, mode, self.config.pooled)  # type: ignore[arg-type]
+        return lira_scores(observed, shadows, inside, mode, self.config.pooled, self.config.parity)  # type: ignore[arg-type]
 
     def _keep(self, values: Values, pool: Pool, model: str, name: str, scores: Array) -> None:
         found = dict(zip(pool.ids, scores.tolist(), strict=True))
