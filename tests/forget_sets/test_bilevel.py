@@ -76,6 +76,18 @@ def test_steps_go_towards_low_losses_or_high_ones() -> None:
     assert upper_step(spread, 0 * losses, rate=1, ridge=0.1, total=2).tolist() == pytest.approx([0.9, 0.9, 0.1, 0.1])
 
 
+def test_the_reference_turns_the_sign_of_the_ridge_for_the_easiest_set() -> None:
+    weights, losses = torch.tensor([0.7, 0.6, 0.4, 0.3], dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    steps = [
+        upper_step(weights, losses, rate=1, ridge=0.1, total=2, easiest=easiest, parity=parity).tolist()
+        for easiest, parity in ((False, False), (False, True), (True, False), (True, True))
+    ]
+    together = [0.5 + 0.8 * (w - 0.5) for w in weights.tolist()]
+    apart = [0.5 + 1.2 * (w - 0.5) for w in weights.tolist()]
+    assert steps[:3] == [pytest.approx(together)] * 3
+    assert steps[3] == pytest.approx(apart)
+
+
 class Problem:
     """A small smooth problem in float64: logistic losses of a two-layer net."""
 

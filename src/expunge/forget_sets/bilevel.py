@@ -68,7 +68,14 @@ def upper_objective(weights: Tensor, losses: Tensor) -> Tensor:
 
 
 def upper_step(
-    weights: Tensor, gradient: Tensor, *, rate: float, ridge: float, total: float, easiest: bool = False
+    weights: Tensor,
+    gradient: Tensor,
+    *,
+    rate: float,
+    ridge: float,
+    total: float,
+    easiest: bool = False,
+    parity: bool = False,
 ) -> Tensor:
     """Return the weights after one projected step of the upper problem.
 
@@ -80,9 +87,12 @@ def upper_step(
         rate, ridge: step length, and the weight of ``||w||^2``.
         total: size of the forget set.
         easiest: ascend instead.
+        parity: as the reference, which turns the sign of the ridge too where the easiest set is sought, so that it
+            drives weights apart.
     """
     towards = -gradient if easiest else gradient
-    return project(weights - rate * (towards + 2 * ridge * weights), total)
+    held = -ridge if easiest and parity else ridge
+    return project(weights - rate * (towards + 2 * held * weights), total)
 
 
 def unrolled_gradient(

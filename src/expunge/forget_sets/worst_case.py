@@ -50,7 +50,8 @@ class WorstCaseConfig(SizedConfig):
     )
     parity: bool = Field(
         False,
-        description="as the reference: start from a random set instead of equal weights, and score in training mode",
+        description="as the reference: start from a random set instead of equal weights, score in training mode, and "
+        "for the easiest set turn the sign of the ridge",
     )
 
 
@@ -99,8 +100,9 @@ class WorstCase(ForgetSetSelector):
             with task.cost.measured():
                 gradient, losses = lower.gradient(weights, iteration, config.form)
             weights = upper_step(
-                weights, gradient, rate=config.rate, ridge=config.ridge, total=count, easiest=self.easiest
-            )
+                weights, gradient, rate=config.rate, ridge=config.ridge, total=count, easiest=self.easiest,
+                parity=config.parity,
+            )  # fmt: skip
             now = _top(weights, losses, count, self.easiest, units.names)
             last = iteration + 1 == config.iterations
             if config.snap and (last or (iteration + 1) % config.snap == 0):
