@@ -1,9 +1,12 @@
 """Our objectives in parity mode against the authors' own code, number by number.
 
-    python benchmarks/parity.py --open-unlearning DIR [--flat DIR] [--uld DIR] [--draws 40] [--json FILE] [--table FILE]
+    python benchmarks/parity.py --open-unlearning DIR [--flat DIR] [--uld DIR] [--wmdp DIR] [--concept-vectors DIR]
+        [--draws 40] [--json FILE] [--table FILE]
 
-DIR are checkouts of locuslab/open-unlearning, UCSC-REAL/FLAT and UCSB-NLP-Chang/ULD. Their losses and trainers are read
-from there and run as they are (trainers without the library's base class); nothing of them is part of Expunge. Both
+DIR are checkouts of locuslab/open-unlearning, UCSC-REAL/FLAT, UCSB-NLP-Chang/ULD, centerforaisafety/wmdp and
+yihuaihong/ConceptVectors. Their losses and trainers are read from there and run as they are (trainers without the
+library's base class); nothing of them is part of Expunge. What is not about a language model's loss is compared by
+parity_predictors.py. Both
 sides get the same random logits: 1 to 4 examples of unequal length, padded on either side, vocabularies of 101 and 300,
 now and then with ties or with an example without any label. Per objective, precision and size of the logits the table
 has the largest deviation of the loss and of its gradient by the logits, |a - b| / (1 + |b|). Where one side is infinite
@@ -14,15 +17,18 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import json
 import math
 import re
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -235,6 +241,108 @@ def of_uld(root: Path) -> dict[str, Pair]:
     return {"uld": pair}
 
 
+def of_wmdp(root: Path) -> dict[str, Pair]:
+    """RMU as its authors run it, up to the step of the optimiser; the logits stand in for block outputs."""
+    names = scope()
+    names["tqdm"] = SimpleNamespace(tqdm=lambda **_: contextlib.nullcontext())
+    for file in ("utils.py", "unlearn.py"):
+        definitions(root / "rmu" / file, names)
+
+    class Reached(Exception):
+        """The loss is there, and the step that would follow is not taken."""
+
+    class Block(nn.Module):
+        """A model that is one block; a batch is known by its number."""
+
+        def __init__(self, given: Sequence[Tensor]):
+            super().__init__()
+            self.given, self.dtype, self.device = given, exact(given[0]).dtype, given[0].device
+            self.config = SimpleNamespace(hidden_size=given[0].shape[-1])
+
+        def forward(self, number: int) -> Tensor:
+            return exact(self.given[number])
+
+        def parameters(self, recurse: bool = True) -> Any:
+            return iter(self.given)
+
+    class Numbers(dict[str, Any]):
+        """What their tokenizer would return."""
+
+        def to(self, device: torch.device) -> Numbers:
+            return self
+
+    def tokenizer(number: int, **_: Any) -> Numbers:
+        return Numbers(number=number)
+
+    def optimizer(*_: Any, **__: Any) -> SimpleNamespace:
+        def zero_grad() -> None:
+            raise Reached
+
+        return SimpleNamespace(zero_grad=zero_grad)
+
+    def pair(draw: Draw) -> tuple[Tensor, Tensor]:
+        losses: list[Tensor] = []
+        squared = F.mse_loss
+
+        def heard(now: Tensor, wanted: Tensor) -> Tensor:
+            losses.append(squared(now, wanted))
+            return losses[-1]
+
+        direction = control_vector(draw.vocabulary, 1.0, 0)[None, None]
+        # The last of their arguments to be read are names that only their command line fills.
+        asked = SimpleNamespace(
+            layer_ids=[], param_ids=[], lr=0.0, module_str="{model_name}", layer_id=7, steering_coeff_list=[20.0],
+            max_num_batches=1, alpha=[100.0], verbose=False,
+        )  # fmt: skip
+        tokenizer.truncation_side = "right"  # type: ignore[attr-defined]
+        names.update(AdamW=optimizer, print=lambda *_: None)
+        with (
+            mock.patch.object(torch, "rand", lambda *_, dtype, device: direction.to(dtype)),
+            mock.patch.object(F, "mse_loss", heard),
+            contextlib.suppress(Reached),
+            warnings.catch_warnings(action="ignore"),  # of a vector that is meant to broadcast
+        ):
+            names["run_rmu"](Block(draw.leaves), Block(draw.before), tokenizer, [[0]], [[1]], asked)
+        # Their weight of the retain loss is multiplied in place.
+        return ours("rmu", draw, parity=False, positions="all", retain_weight=100.0), losses[0] + losses[1]
+
+    return {"rmu of WMDP": pair}
+
+
+def of_concept_vectors(root: Path) -> dict[str, Pair]:
+    """Every loss of the trainer of ConceptVectors; what it calls DPO prefers the retain examples to the others."""
+    names = {**scope(), "Dataset": object}
+    for file in ("data_module.py", "dataloader.py"):
+        definitions(root / file, names)
+    own = {"beta": 0.1, "npo_coeff": 0.7, "grad_diff_coeff": 1.3, "KL_coeff": 1.3, "ref_policy": "fine_tuned"}
+
+    def theirs(kind: str, draw: Draw) -> Tensor:
+        made = object.__new__(names["CustomTrainerForgetting"])
+        for key, value in {**own, "loss_type": kind, "oracle_model": draw.reference}.items():
+            setattr(made, key, value)
+        batches = [tuple(draw.inputs(k)[name] for name in ("input_ids", "labels", "attention_mask")) for k in (0, 1)]
+        found: Tensor = made.compute_loss(draw.model, batches)
+        return found
+
+    def dpo(draw: Draw, **settings: Any) -> Tensor:
+        method, _ = settle(METHODS.get("dpo"), {"parity": True, "beta": 0.1, **settings})
+        batches = draw.batches()
+        return objective_value(method.objective(), {**batches, "alternative": batches["retain"]})  # type: ignore[attr-defined]
+
+    npo = {"beta": 0.1, "forget_weight": 0.7, "retain_weight": 1.3}
+    mine: dict[str, Callable[[Draw], Tensor]] = {
+        "grad_ascent": lambda d: ours("gradient_ascent", d),
+        "grad_diff": lambda d: ours("grad_diff", d, retain_weight=1.5),
+        "dpo": lambda d: dpo(d, retain="none"),
+        "dpo_grad_diff": lambda d: dpo(d, retain="nll"),
+        "dpo_KL": lambda d: dpo(d, retain="kl"),
+        "npo": lambda d: ours("npo", d, beta=0.1, retain="none"),
+        "npo_grad_diff": lambda d: ours("npo", d, retain="nll", **npo),
+        "npo_KL": lambda d: ours("npo", d, retain="kl", **npo),
+    }
+    return {f"{kind} of ConceptVectors": lambda d, k=kind, f=f: (f(d), theirs(k, d)) for kind, f in mine.items()}  # type: ignore[misc]
+
+
 def deviation(mine: Tensor, theirs: Tensor) -> float:
     """Return the largest |a - b| / (1 + |b|); infinite where one side alone is finite."""
     a, b = mine.detach().double(), theirs.detach().double()
@@ -272,14 +380,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("open-unlearning", "flat", "uld"):
+    for name in ("open-unlearning", "flat", "uld", "wmdp", "concept-vectors"):
         parser.add_argument(f"--{name}", type=Path, help="checkout of the authors' code")
     parser.add_argument("--draws", type=int, default=40, help="random inputs per cell of the table")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    sources = {"open_unlearning": of_open_unlearning, "flat": of_flat, "uld": of_uld}
+    sources = {
+        "open_unlearning": of_open_unlearning, "flat": of_flat, "uld": of_uld, "wmdp": of_wmdp,
+        "concept_vectors": of_concept_vectors,
+    }  # fmt: skip
     roots = {name: getattr(given, name) for name in sources if getattr(given, name)}
     if not roots:
         parser.error("give at least one checkout")
