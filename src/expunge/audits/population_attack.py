@@ -8,7 +8,7 @@ without it can be read the wrong way round.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from expunge.audits.observations import Observations
 from expunge.audits.unseen import NO_TEST, TEST, TestSet, add_test_set, unseen_sets
 from expunge.audits.values import Values
 from expunge.tasks.kinds import CLASSIFIERS
-from expunge.tasks.predictions import Predictions
+from expunge.tasks.predictions import Predictions, joined
 
 Mask = NDArray[np.bool_]
 
@@ -94,11 +94,18 @@ class PopulationAttack(Audit):
     Config: ClassVar[type[AuditConfig]] = PopulationAttackConfig
 
     @abstractmethod
-    def called(self, members: Predictions, others: Predictions, asked: Predictions) -> Mapping[str, Mask]:
+    def called(
+        self, members: Predictions, others: Predictions, asked: Predictions, names: Sequence[str]
+    ) -> Mapping[str, Mask]:
         """Learn from members and others, and say which of the examples asked about are called members.
 
+        Args:
+            members, others: what the attacks learn from.
+            asked: examples asked about.
+            names: which of ``attacks``.
+
         Returns:
-            For each of ``attacks``, (len(asked),).
+            For each of them, (len(asked),).
         """
 
     def own_accuracy(self, members: Predictions, others: Predictions, seed: int) -> Mask:
@@ -113,16 +120,14 @@ class PopulationAttack(Audit):
         """
         luck = np.random.default_rng(seed)
         main = next(iter(self.attacks))
-        sides = [luck.permutation(len(side)) % 2 == 0 for side in (members, others)]
-        right = np.zeros(len(members) + len(others), dtype=bool)
-        for first in (True, False):
-            learn = [side == first for side in sides]
-            known, unknown = (
-                part.take(np.flatnonzero(own)) for part, own in zip((members, others), learn, strict=True)
-            )
-            for part, own, truth, start in ((members, learn[0], True, 0), (others, learn[1], False, len(members))):
-                asked = np.flatnonzero(~own)
-                right[start + asked] = self.called(known, unknown, part.take(asked))[main] == truth
+        both = joined((members, others))
+        member = np.arange(len(both)) < len(members)
+        half = np.concatenate([luck.permutation(len(side)) % 2 == 0 for side in (members, others)])
+        right = np.zeros(len(both), dtype=bool)
+        for learnt in (half, ~half):
+            known, unknown = (both.take(np.flatnonzero(learnt & side)) for side in (member, ~member))
+            called = self.called(known, unknown, both.take(np.flatnonzero(~learnt)), (main,))[main]
+            right[~learnt] = called == member[~learnt]
         return right
 
     def prepare(self, seen: Observations) -> None:
@@ -139,7 +144,7 @@ class PopulationAttack(Audit):
             members, others = attack_sides(
                 retain, test, seed=seen.seed, parity=self.config.parity, most=self.config.most
             )
-            for name, called in self.called(members, others, forget).items():
+            for name, called in self.called(members, others, forget, tuple(self.attacks)).items():
                 values.add(model, "forget", f"{name}_{self.id}_member", forget.by_id(called))
             right = self.own_accuracy(members, others, seen.seed)
             accuracy[model] = in_percent(mean_interval(right.astype(float), seed=seen.seed))

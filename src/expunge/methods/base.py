@@ -46,6 +46,7 @@ class Run:
         oracle: a model retrained without the forget set, only for the stopping target "oracle".
         sparse: for a model that was pruned: the weights that are left. All others are 0 and stay 0.
         notes: what the method found out on the way and wants to say; becomes part of the outcome's ``config``.
+        elsewhere: what the objective took of other models, such as the training of a proxy; part of the outcome's cost.
     """
 
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -54,6 +55,7 @@ class Run:
     oracle: Task | None = None
     sparse: Mask | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    elsewhere: Cost = field(default_factory=Cost)
 
 
 @dataclass
@@ -204,6 +206,7 @@ class ObjectiveMethod(Method):
         """Train a copy of the model on the objective."""
         self.check(task, request)
         self._check_stop(run, request)
+        started = time.perf_counter()
         objective = self.objective_for(task, request, run)
         selection = selection_of(run.train)
         if selection is not None:
@@ -212,13 +215,13 @@ class ObjectiveMethod(Method):
         if run.sparse is not None:
             zero_outside(model, run.sparse)
         self.adapt(model, request)
-        before, started = model.cost.snapshot(), time.perf_counter()
+        before = model.cost.snapshot()
         mask = self._selected(selection, model, request, run) if selection else None
         if selection is None and run.train.lora is None:
             mask = self.confined(model)
         mask = both(mask, run.sparse)
         streams = {s: self.encode(s, model, request, run) for s in objective.streams()}
-        prepared = model.cost - before  # some methods let the model write examples or labels
+        prepared = model.cost - before + run.elsewhere  # some methods let the model write examples or labels
         prepared.seconds = time.perf_counter() - started
         probe = self.probe(model, request, run, run.train)
         outcome = train(

@@ -89,7 +89,7 @@ def search_strength(
     sets = {role: task.encode(examples) for role, examples in request.sets().items()}
     if stop.forget_target != "holdout":
         sets.pop("holdout", None)
-    probe = Probe(sets, stop, run.train.seed, run.oracle)
+    probe = Probe(sets, stop, run.train.seed, run.oracle, task.outcomes, task.unit)
     rise = min(config.retain_rise, stop.retain_ceiling or config.retain_rise)
     before, spent = task.cost.snapshot(), Cost()
     tried: list[Tried] = []
@@ -104,11 +104,11 @@ def search_strength(
             if strength and not point.retain_nll <= ceiling:
                 break
     cost = task.cost - before
-    cost.seconds = spent.seconds
+    cost.seconds, cost.peak_bytes = spent.seconds, spent.peak_bytes
     best = choose_strength(tried[1:], ceiling, probe.target)
     if best is None:
         start, least = tried[0], tried[1]
-        what = f"raise the retain NLL by more than {rise:g} nats per token: already {least.strength:g} takes it"
+        what = f"raise the retain NLL by more than {rise:g} {probe.unit}: already {least.strength:g} takes it"
         what += f" from {start.retain_nll:.3f} to {least.retain_nll:.3f}"
         raise BadInput(Problem("strengths", what, "try smaller ones, or raise retain_rise"))
     found = {"retain_ceiling": ceiling, "forget_target": probe.target, "tried": [asdict(t) for t in tried]}

@@ -25,5 +25,5 @@ def test_only_entropy_counts_and_not_the_label() -> None:
         return Predictions([f"{k}" for k in range(20)], logits, np.full(20, label), classes=("a", "b", "c"))
 
     for label in (0, 2):
-        called = EntropyMia().called(sure(5.0, 0), sure(0.5, 0), sure(5.0, label))["entropy"]
+        called = EntropyMia().called(sure(5.0, 0), sure(0.5, 0), sure(5.0, label), ("entropy",))["entropy"]
         assert called.all()

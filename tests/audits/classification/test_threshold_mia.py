@@ -47,7 +47,7 @@ def test_scores_rise_with_knowledge_and_correctness_needs_no_threshold() -> None
     assert set(scores) == set(FEATURES) == set(ThresholdMia.attacks)
     assert all(scores[name][0] > scores[name][1] for name in ("confidence", "entropy", "modified_entropy"))
     assert scores["modified_entropy"][2] < scores["modified_entropy"][1]
-    called = ThresholdMia().called(found, found, found)
+    called = ThresholdMia().called(found, found, found, tuple(ThresholdMia.attacks))
     assert called["correctness"].tolist() == [True, True, False]
 
 

@@ -16,7 +16,9 @@ def test_small_errors_are_members_and_the_unit_does_not_matter() -> None:
 
     for unit in (1.0, 3.0):
         known, new = off_by(luck.normal(0, 0.05, 80), unit), off_by(luck.normal(0, 0.05, 80) + 2.0, unit)
-        called = ErrorMia().called(known, new, off_by(np.array([0.01, -0.02, 2.0, -2.1]), unit))["absolute_error"]
+        called = ErrorMia().called(known, new, off_by(np.array([0.01, -0.02, 2.0, -2.1]), unit), ("absolute_error",))[
+            "absolute_error"
+        ]
         assert called.tolist() == [True, True, False, False]
     assert ErrorMia.reports == "member"
     assert ErrorMia().own_accuracy(known, new, 0).mean() == pytest.approx(1.0)

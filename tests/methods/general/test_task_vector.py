@@ -211,6 +211,7 @@ def test_the_search_takes_the_largest_strength_whose_retain_loss_stays(
     assert done.training.cost.forwards == fixed.training.cost.forwards
     assert done.cost.forwards == done.training.cost.forwards + done.training.probe_cost.forwards
     assert done.training.probe_cost.forwards >= 8
+    assert done.training.probe_cost.peak_bytes > 0
 
 
 def test_where_no_strength_is_gentle_enough_it_says_so(make_task: MakeTask, request_: DeletionRequest) -> None:

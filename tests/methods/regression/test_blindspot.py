@@ -38,3 +38,13 @@ def test_it_comes_nearer_to_the_proxy_on_the_forget_set(tiny_predictor: Any, tin
         return float(model.statistics(model.encode(request.forget)).nll.mean().detach())
 
     assert error(done.model) > error(task)
+
+
+def test_the_proxy_is_paid_for(tiny_predictor: Any, tiny_rows: Any) -> None:
+    request = DeletionRequest(tiny_rows(NAME, range(4)), tiny_rows(NAME, range(4, 30)))
+    costs = []
+    for epochs in (1, 4):
+        done = unlearn(tiny_predictor(NAME), request, "blindspot", settings={"epochs": 1, "proxy_epochs": epochs})
+        assert done.training is not None
+        costs.append(done.cost.backwards - done.training.cost.backwards)
+    assert costs == [1, 4]  # one step an epoch

@@ -10,7 +10,7 @@ SSD (arXiv:2308.07707), whose regression this is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -55,6 +55,8 @@ class EntropyMia(PopulationAttack):
     default = False
     paper = "Foster et al. 2024, Fast Machine Unlearning Without Retraining (SSD), arXiv:2308.07707"
 
-    def called(self, members: Predictions, others: Predictions, asked: Predictions) -> Mapping[str, NDArray[np.bool_]]:
+    def called(
+        self, members: Predictions, others: Predictions, asked: Predictions, names: Sequence[str]
+    ) -> Mapping[str, NDArray[np.bool_]]:
         parts = (entropy(part.probabilities) for part in (members, others, asked))
-        return {"entropy": regression_members(*parts)}
+        return dict.fromkeys(names, regression_members(*parts))

@@ -15,7 +15,7 @@ Source: Jia et al. 2023, Model Sparsity Can Simplify Machine Unlearning (arXiv:2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -92,6 +92,8 @@ class SvcMia(PopulationAttack):
     label = "MIA-efficacy"
     paper = "Jia et al. 2023, Model Sparsity Can Simplify Machine Unlearning (arXiv:2304.04934)"
 
-    def called(self, members: Predictions, others: Predictions, asked: Predictions) -> Mapping[str, NDArray[np.bool_]]:
+    def called(
+        self, members: Predictions, others: Predictions, asked: Predictions, names: Sequence[str]
+    ) -> Mapping[str, NDArray[np.bool_]]:
         parts = [prediction_features(part, self.config.parity) for part in (members, others, asked)]
-        return {name: svc_members(*(part[name] for part in parts)) for name in self.attacks}
+        return {name: svc_members(*(part[name] for part in parts)) for name in names}

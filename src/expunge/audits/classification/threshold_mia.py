@@ -12,7 +12,7 @@ Source: Song & Mittal 2021, Systematic Evaluation of Privacy Risks of Machine Le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -106,10 +106,12 @@ class ThresholdMia(PopulationAttack):
     default = False
     paper = "Song & Mittal 2021, Systematic Evaluation of Privacy Risks (arXiv:2003.10595)"
 
-    def called(self, members: Predictions, others: Predictions, asked: Predictions) -> Mapping[str, NDArray[np.bool_]]:
+    def called(
+        self, members: Predictions, others: Predictions, asked: Predictions, names: Sequence[str]
+    ) -> Mapping[str, NDArray[np.bool_]]:
         sides = [(member_scores(part), np.asarray(part.targets)) for part in (members, others, asked)]
         found = {}
-        for name in self.attacks:
+        for name in names:
             learn, against, about = ((scores[name], labels) for scores, labels in sides)
             found[name] = threshold_members(learn, against, about, self.config.parity)
-        return found | {"correctness": asked.correct}
+        return found | ({"correctness": asked.correct} if "correctness" in names else {})

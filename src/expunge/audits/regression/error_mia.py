@@ -11,7 +11,7 @@ Source: Tarun et al. 2023, Deep Regression Unlearning (arXiv:2210.08196), sectio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -33,6 +33,8 @@ class ErrorMia(PopulationAttack):
     label = "Error attack"
     paper = "Tarun et al. 2023, Deep Regression Unlearning (arXiv:2210.08196)"
 
-    def called(self, members: Predictions, others: Predictions, asked: Predictions) -> Mapping[str, NDArray[np.bool_]]:
+    def called(
+        self, members: Predictions, others: Predictions, asked: Predictions, names: Sequence[str]
+    ) -> Mapping[str, NDArray[np.bool_]]:
         parts = (part.absolute_error[:, None] for part in (members, others, asked))
-        return {"absolute_error": svc_members(*parts)}
+        return dict.fromkeys(names, svc_members(*parts))

@@ -85,6 +85,7 @@ class Blindspot(ObjectiveMethod):
         with torch.no_grad():
             known = proxy.statistics(retain)
         assert isinstance(known, RegressionStatistics)
+        run.elsewhere += proxy.cost
         run.notes["proxy"] = {"steps": result.steps, "retain_error": float(self._error()(known).mean())}
         return self._terms(proxy)
 
