@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from expunge.benchmarks.predictor_data import balanced
+from expunge.benchmarks.predictor_data import cut
 from expunge.data import known_sets
 from expunge.reproductions.nearest_mean import NearestMeanReproduction, _deletion, _of, _start, nearest
 
@@ -19,7 +19,7 @@ def test_means_are_not_normalised_again() -> None:
 
 
 def test_what_is_deleted_is_gone_from_the_head_alone() -> None:
-    train = balanced(known_sets.digits("train", noise=0.0), 300)
+    train = cut(known_sets.digits("train", noise=0.0), 300)
     test = known_sets.digits("test", noise=0.0)
     names = sorted(set(train["label"]))
     found = _deletion(_start("digits", names), train, test, names, 0)
@@ -32,7 +32,7 @@ def test_what_is_deleted_is_gone_from_the_head_alone() -> None:
 
 
 def test_classes_are_taken_by_name() -> None:
-    train = balanced(known_sets.digits("train"), 50)
+    train = cut(known_sets.digits("train"), 50)
     assert sorted(_of(train, ["3", "7"])["label"]) == ["3"] * 5 + ["7"] * 5
 
 

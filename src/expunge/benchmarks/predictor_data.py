@@ -97,19 +97,25 @@ def as_arrays(pictures: Dataset) -> Dataset:
     return Dataset.from_dict({**rest, "image": list(arrays)}, features=features)
 
 
-def balanced(train: Dataset, size: int | None) -> Dataset:
-    """Return ``size`` examples, as equally many of each label as there are, drawn by id; all of them if None."""
+def cut(train: Dataset, size: int | None) -> Dataset:
+    """Return ``size`` examples drawn by id, every label in the share that it has of the set; all of them if None.
+
+    A training set cut to equally many of each label would differ from its test set in the shares of labels, and an
+    attack that compares the two would find that instead of membership.
+    """
     if size is None or size >= len(train):
         return train
     if "label" not in train.column_names:
         return train.select(drawn(train, size, seed=0))
     labels = np.asarray(train["label"])
-    names = sorted(set(labels.tolist()))
+    names, counts = np.unique(labels, return_counts=True)
+    wanted, left = np.divmod(counts * size, len(train))
+    # What rounding leaves goes to the largest remainders, the first label first where they are equal.
+    wanted[np.argsort(-left, kind="stable")[: size - wanted.sum()]] += 1
     chosen: list[int] = []
-    for number, name in enumerate(names):
+    for name, count in zip(names, wanted.tolist(), strict=True):
         own = np.flatnonzero(labels == name)
-        wanted = size // len(names) + (number < size % len(names))
-        chosen += own[drawn(train.select(own), min(wanted, len(own)), seed=0)].tolist()
+        chosen += own[drawn(train.select(own), count, seed=0)].tolist()
     return train.select(sorted(chosen))
 
 
@@ -249,7 +255,7 @@ def read_data(name: str, folder: str | None, size: int | None) -> tuple[Dataset,
     """
     found = known_data(name)
     train, test = found.read(folder)
-    return balanced(train, size or found.size), test
+    return cut(train, size or found.size), test
 
 
 def make_request(name: str, scenario: str, train: Dataset, test: Dataset, seed: int) -> DeletionRequest:

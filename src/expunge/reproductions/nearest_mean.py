@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from expunge.benchmarks.predictor_data import as_arrays, balanced, small_resnet
+from expunge.benchmarks.predictor_data import as_arrays, cut, small_resnet
 from expunge.data import known_sets
 from expunge.data.scenarios import drawn
 from expunge.methods.classification.nearest_mean import ClassMeans, features_of
@@ -70,7 +70,7 @@ def _read(name: str, data: Path | None, quick: bool) -> tuple[Dataset, Dataset]:
         train, test = known_sets.mnist10k("train", data), known_sets.mnist10k("test", data)
     else:
         train, test = (as_arrays(known_sets.cifar10(split, data)) for split in ("train", "test"))
-    return balanced(train, 300 if quick else 4000), balanced(test, 200) if quick else test
+    return cut(train, 300 if quick else 4000), cut(test, 200) if quick else test
 
 
 def _start(name: str, names: list[str]) -> Predictor:
