@@ -78,16 +78,30 @@ def test_what_an_audit_said_is_in_words_with_its_numbers(found: SideBySide) -> N
     assert lines["linear_probe"].title == "linear probe"
 
 
-def test_pairs_name_the_audits_that_tell_them_apart_and_only_decided_ones(found: SideBySide) -> None:
+def test_pairs_name_the_audits_whose_values_differ_between_the_two(found: SideBySide) -> None:
     pairs = {(pair.first, pair.second): pair for pair in found.pairs}
     assert len(pairs) == 6
-    assert pairs["hidden", "retrained"].audits == [("concept_vectors", "knows more", "like never knowing")]
+    (trace,) = pairs["hidden", "retrained"].audits
+    assert (trace.audit, trace.statistic) == ("concept_vectors", "trace")
+    assert trace.means == pytest.approx((0.8, 0.1))
+    assert trace.difference == pytest.approx(0.7)
+    assert pairs["hidden", "retrained"].tests == 2
     assert pairs["guarded", "hidden"].audits == []
+    assert pairs["guarded", "hidden"].tests == 1
     assert pairs["guarded", "hidden"].otherwise == "removal levels guard and approximate"
-    assert [a for a, _, _ in pairs["retrained", "broken"].audits] == ["probability"]
+    assert [test.audit for test in pairs["retrained", "broken"].audits] == ["probability"]
+    assert [test.audit for test in pairs["hidden", "broken"].audits] == ["concept_vectors", "probability"]
     assert {line.audit: line.apart for line in found.lines} == {
         "probability": 3, "concept_vectors": 2, "linear_probe": 0,
     }  # fmt: skip
+
+
+def test_two_models_that_both_leak_are_told_apart_by_how_much() -> None:
+    runs = {"more": report(0.9, None), "less": report(0.45, None), "as_much": report(0.46, None)}
+    pairs = {(pair.first, pair.second): pair for pair in side_by_side(runs, {}).pairs}
+    assert all(run.verdict is not None and run.verdict["result"] == "not removed" for run in runs.values())
+    assert [test.audit for test in pairs["more", "less"].audits] == ["probability"]
+    assert pairs["less", "as_much"].audits == []
 
 
 def test_a_family_says_the_worst_and_plain_values_hold_everything(found: SideBySide) -> None:
@@ -98,6 +112,9 @@ def test_a_family_says_the_worst_and_plain_values_hold_everything(found: SideByS
     assert plain["models"][1]["families"] == {"behaviour": "equivalent", "parametric": "leak"}
     assert plain["audits"][1]["said"]["hidden"]["decides"] is True
     assert plain["pairs"][0]["models"] == ["guarded", "hidden"]
+    told = plain["pairs"][3]["told_apart_by"][0]
+    assert (told["audit"], told["n"], told["units"]) == ("concept_vectors", 30, "examples")
+    assert told["low"] < told["difference"] < told["high"]
 
 
 class Tags(HTMLParser):

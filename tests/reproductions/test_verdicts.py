@@ -6,7 +6,7 @@ import pytest
 
 from expunge.audits.base import Estimate, Evidence, Finding
 from expunge.reports.report import ModelSummary, RequestSummary, RunReport
-from expunge.reproductions.verdicts import MODELS, REFUSAL, Refusing, Verdicts, numbers
+from expunge.reproductions.verdicts import CONTROL, MODELS, REFUSAL, Refusing, Verdicts, numbers
 from expunge.runs.models import Answers, stated_level
 from expunge.verdict import decide
 
@@ -19,6 +19,7 @@ def run(*, told: bool) -> dict[str, float]:
     for name in MODELS:
         out[f"{name}_{'removed' if (name == 'retrain') == told else 'not_removed'}"] = 1.0
     out |= {f"{a}_{b}_audits": float(told) for a, b in itertools.combinations(MODELS, 2)}
+    out |= {f"{CONTROL}_removed": float(told), f"retrain_{CONTROL}_audits": float(not told)}
     out |= dict.fromkeys(FAR, float(told)) | {"refusal_said": 0.0, "refusal_forget": 0.8}
     return out | {
         "grad_diff_trace_left": 0.8,
@@ -37,6 +38,19 @@ def test_one_seed_that_fails_fails_the_check() -> None:
     checks = Verdicts().judge([run(told=True), guard_removed])
     assert [check.holds for check in checks].count(False) == 1
     assert "suppression: removed 50%" in checks[1].detail
+
+
+def test_a_pair_that_one_seed_cannot_tell_apart_is_named() -> None:
+    missed = run(told=True) | {"grad_diff_needle_audits": 0.0}
+    checks = Verdicts().judge([run(told=True), missed])
+    (failed,) = [check for check in checks if not check.holds]
+    assert failed.detail == "9 of 10 pairs; not in every seed: grad_diff and needle"
+
+
+def test_two_retrained_models_told_apart_are_a_false_alarm() -> None:
+    checks = Verdicts().judge([run(told=True), run(told=True) | {f"retrain_{CONTROL}_audits": 2.0}])
+    (failed,) = [check for check in checks if not check.holds]
+    assert "0, 2" in failed.detail
 
 
 def test_what_was_not_measured_is_said_and_holds_nothing() -> None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from expunge.audits.base import FAMILIES, Finding
+from expunge.audits.base import FAMILIES, Evidence, Finding
 from expunge.reports.html import page_environment
 from expunge.reports.report import LEVELS, RunReport
 from expunge.reports.wording import NO_DATA, Headline, State, headline, number, retained_headline
 from expunge.verdict.families import by_family, decisive
+from expunge.verdict.pairs import PairTest, tell_apart
 from expunge.verdict.result import Row
 
 WORDS: dict[str, tuple[State, str]] = {
@@ -26,8 +27,6 @@ WORDS: dict[str, tuple[State, str]] = {
     "not run": ("none", "not run"),
 }
 """What an audit can say of a model, with its colour and the words for it."""
-
-DECIDED = ("leak", "suppression", "equivalent")
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,19 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models and the audits that tell them apart, each as (audit, what it said of the first, of the second)."""
+    """Two models and what tells them apart.
+
+    Attributes:
+        first, second: their names.
+        audits: the clearest test of each audit that finds them different, the clearest audit first.
+        tests: how many tests there were of the two.
+        otherwise: what differs beside the audits, in words.
+    """
 
     first: str
     second: str
-    audits: Sequence[tuple[str, str, str]]
+    audits: Sequence[PairTest]
+    tests: int
     otherwise: str = ""
 
 
@@ -141,7 +148,15 @@ class SideBySide:
             "pairs": [
                 {
                     "models": [pair.first, pair.second],
-                    "told_apart_by": [{"audit": a, "said": [one, other]} for a, one, other in pair.audits],
+                    "told_apart_by": [
+                        {
+                            "audit": test.audit, "statistic": test.statistic, "means": list(test.means),
+                            "difference": test.difference, "low": test.low, "high": test.high,
+                            "margin": test.margin, "n": test.n, "units": test.units, "p": test.p,
+                        }
+                        for test in pair.audits
+                    ],
+                    "tests": pair.tests,
                     "otherwise": pair.otherwise,
                 }
                 for pair in self.pairs
@@ -171,8 +186,9 @@ def side_by_side(runs: Mapping[str, RunReport], families: Mapping[str, str]) -> 
     """
     audits = dict.fromkeys(finding.audit for report in runs.values() for finding in report.findings)
     said = {audit: {name: _said(report, audit) for name, report in runs.items()} for audit in audits}
-    pairs = [_pair(a, b, runs, said) for a, b in itertools.combinations(runs, 2)]
-    apart = {audit: sum(audit in (found for found, _, _ in pair.audits) for pair in pairs) for audit in audits}
+    tests = tell_apart({name: _evidence(report) for name, report in runs.items()})
+    pairs = [_pair(a, b, runs, tests) for a, b in itertools.combinations(runs, 2)]
+    apart = {audit: sum(audit == test.audit for pair in pairs for test in pair.audits) for audit in audits}
     lines = [AuditLine(a, _family(runs, a, families), _title(runs, a), said[a], apart[a]) for a in audits]
     order = list(FAMILIES)
     lines.sort(key=lambda line: order.index(line.family) if line.family in order else len(order))
@@ -211,6 +227,7 @@ def render_side_by_side(
             levels={level: LEVELS[level] for level in levels},
             families=FAMILIES,
             pairs=len(found.pairs),
+            number=number,
         )
     )
 
@@ -264,19 +281,22 @@ def _first_number(finding: Finding) -> str:
     return ""
 
 
-def _pair(a: str, b: str, runs: Mapping[str, RunReport], said: Mapping[str, Mapping[str, Said]]) -> Pair:
-    found = [
-        (audit, one.words, other.words)
-        for audit, models in said.items()
-        if (one := models[a]).result != (other := models[b]).result
-        and one.result in DECIDED and other.result in DECIDED
-    ]  # fmt: skip
+def _evidence(report: RunReport) -> list[Evidence]:
+    return [replace(e, audit=finding.audit) for finding in report.findings for e in finding.evidence]
+
+
+def _pair(a: str, b: str, runs: Mapping[str, RunReport], tests: Sequence[PairTest]) -> Pair:
+    own = [test for test in tests if (test.first, test.second) == (a, b)]
+    found: dict[str, PairTest] = {}
+    for test in sorted(own, key=lambda test: abs(test.difference) / test.margin, reverse=True):
+        if test.apart:
+            found.setdefault(test.audit, test)
     levels = runs[a].removal_level, runs[b].removal_level
     results = tuple((runs[name].verdict or {}).get("retained", {}).get("result", "") for name in (a, b))
     otherwise = [f"removal levels {levels[0]} and {levels[1]}"] if levels[0] != levels[1] else []
     if results[0] != results[1]:
         otherwise.append(f"what had to stay: {results[0] or 'not judged'} and {results[1] or 'not judged'}")
-    return Pair(a, b, found, "; ".join(otherwise))
+    return Pair(a, b, list(found.values()), len(own), "; ".join(otherwise))
 
 
 def _card(name: str, report: RunReport, said: Mapping[str, Mapping[str, Said]]) -> ModelCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -22,10 +23,13 @@ from expunge.runs.shelf import Remembering
 from expunge.tasks.causal_lm import CausalLM
 
 MODELS = ("refusal", "suppression", "grad_diff", "needle", "retrain")
-LEVELS = {"refusal": "guard", "suppression": "guard", "retrain": "exact"}
-# Enough people to be forgotten for the verdict to test concepts, and few enough facts for a model of seconds.
+# A second retrained model, which nothing should tell from the first.
+CONTROL = "retrain_again"
+LEVELS = {"refusal": "guard", "suppression": "guard", "retrain": "exact", CONTROL: "exact"}
+# Enough people for ten to be held out of relearning, so that people, not examples, are the units of its tests as well;
+# few enough facts for a model of seconds.
 WORLD = WorldSettings(
-    people=54, forget=14, holdout=10, relations=tuple(RELATIONS)[:6],
+    people=64, forget=20, holdout=10, relations=tuple(RELATIONS)[:6],
     training={**SIZES["small"].training, "epochs": 30},
 )  # fmt: skip
 GRAD_DIFF: Mapping[str, Any] = {"learning_rate": 3e-4, "retain_weight": 5.0, "epochs": 80, "max_steps": 80}
@@ -35,7 +39,7 @@ NEEDLE: Mapping[str, Any] = {"strength": 2.0, "ascent_rate": 0.3, "batch_size": 
 NEEDLE_STEPS = (4, 8, 16, 24, 32, 48)
 AUDITS: Mapping[str, Mapping[str, Any]] = {
     "probability": {}, "rouge": {}, "truth_ratio": {}, "extraction_strength": {}, "membership": {"evidence": True},
-    "concept_vectors": {"strengths": (4.0,), "max_concepts": 12}, "logit_lens": {}, "linear_probe": {}, "jailbreak": {},
+    "concept_vectors": {"strengths": (4.0,), "max_concepts": 20}, "logit_lens": {}, "linear_probe": {}, "jailbreak": {},
     "quantisation": {"bits": (8, 4)}, "relearning": {"steps": (0, 2, 4, 8, 16), "learning_rates": (3e-4,)},
     "soft_prompt": {"steps": (0, 10), "vectors": 10, "attacks": ("universal",), "max_examples": 60},
 }  # fmt: skip
@@ -82,7 +86,9 @@ class Verdicts(Reproduction):
 
     Each verdict is judged by what is known of how the model was made: a guard leaves the weights, so it is never
     removed; gradient difference hardly moves the vectors that carried the knowledge; Needle overwrites them; the
-    retrained model never met the data. The page with all five is ``page/comparison.html`` in the folder of the seed.
+    retrained model never met the data. Which audits tell two models apart is tested on the two themselves, paired, with
+    the verdict's margin and one correction for all pairs; a second retrained model beside the five shows how often that
+    finds a difference where there is none. The page with all is ``page/comparison.html`` in the folder of the seed.
     """
 
     id = "verdicts"
@@ -94,17 +100,17 @@ class Verdicts(Reproduction):
     )
 
     def run(self, seed: int, bench: Workbench) -> Mapping[str, float]:
-        made = small_world(bench, seed, "tiny" if bench.quick else WORLD, oracles=3)
-        # What all five are held against is asked once.
+        made = small_world(bench, seed, "tiny" if bench.quick else WORLD, oracles=4)
+        # What all are held against is asked once.
         oracles = tuple(Remembering(oracle) for oracle in made.oracles)
         world = replace(made, original=Remembering(made.original), oracles=oracles)
         page = bench.folder / ("page-quick" if bench.quick else "page")
         reports = {}
-        for name in MODELS:
+        for name in (*MODELS, CONTROL):
             bench.progress.stage(f"making and auditing {name}, seed {seed}")
             reports[name] = look(name, make_model(name, world), world, quick=bench.quick)
             reports[name].write_json(page / name / "report.json")
-        compared = compare_runs([page / name for name in MODELS])
+        compared = compare_runs([page / name for name in reports])
         write_text(page / "comparison.html", compared.to_html())
         write_text(page / "comparison.json", json.dumps(compared.to_dict(), ensure_ascii=False, indent=1) + "\n")
         found: dict[str, float] = {}
@@ -112,6 +118,8 @@ class Verdicts(Reproduction):
             found |= numbers(name, report)
         for pair in compared.side_by_side.pairs:
             found[f"{pair.first}_{pair.second}_audits"] = float(len(pair.audits))
+        for line in compared.side_by_side.lines:
+            found[f"{line.audit}_pairs"] = float(line.apart)
         return found
 
     def judge(self, runs: Sequence[Mapping[str, float]]) -> Sequence[Check]:
@@ -133,14 +141,16 @@ class Verdicts(Reproduction):
             words = ("leak", "suppression", "equivalent", "inconclusive")
             return f"{name}, {family}: " + ", ".join(f"{word} {share(f'{name}_{family}_{word}'):.0%}" for word in words)
 
-        def pair(key: str) -> str:
-            return key.removesuffix("_audits").replace("_", " ")
-
-        apart = [k for k in runs[0] if k.endswith("_audits") and all(run.get(k, 0.0) > 0.5 for run in runs)]
-        pairs = [k for k in runs[0] if k.endswith("_audits")]
+        pairs = {f"{a}_{b}_audits": f"{a} and {b}" for a, b in itertools.combinations(MODELS, 2)}
+        missed = [words for key, words in pairs.items() if not always(key)]
+        control = f"retrain_{CONTROL}_audits"
         guards = ("refusal", "suppression")
         return [
-            Check("retraining is removed, and what had to stay is kept", always("retrain_removed"), told("retrain")),
+            Check(
+                "retraining is removed, and what had to stay is kept",
+                always("retrain_removed", f"{CONTROL}_removed"),
+                f"{told('retrain')}; {told(CONTROL)}",
+            ),
             Check(
                 "no guard is ever removed, refusal and suppression alike",
                 always(*(f"{name}_not_removed" for name in guards)),
@@ -175,10 +185,14 @@ class Verdicts(Reproduction):
                 f"damaged in {share('needle_damaged'):.0%} of the seeds",
             ),
             Check(
-                "most pairs of the five are told apart by at least one audit, in every seed",
-                len(apart) > len(pairs) / 2,
-                f"{len(apart)} of {len(pairs)} pairs: {', '.join(pair(key) for key in apart) or 'none'}; an audit "
-                "counts where it decides on both, and guards offer no weights to open: removal levels set them apart",
+                "all pairs of the five are told apart by at least one audit, in every seed",
+                not missed,
+                f"{len(pairs) - len(missed)} of {len(pairs)} pairs; not in every seed: {', '.join(missed) or 'none'}",
+            ),
+            Check(
+                "no audit tells a retrained model from another one",
+                all(run.get(control, 1.0) < 0.5 for run in runs),
+                f"audits that do, seed by seed: {', '.join(f'{run[control]:.0f}' for run in runs if control in run)}",
             ),
         ]
 
@@ -187,8 +201,8 @@ def make_model(name: str, world: World) -> AnyModel:
     """Make one of the five models; see ``Verdicts``.
 
     Args:
-        name: one of ``MODELS``.
-        world: with three oracles, the last of which is the retrained model.
+        name: one of ``MODELS``, or ``CONTROL``.
+        world: with four oracles, the last two of which are the retrained models.
     """
     common = {**TRAINING, "seed": world.seed}
     if name == "refusal":
@@ -208,7 +222,7 @@ def make_model(name: str, world: World) -> AnyModel:
             if probability(made.model, world) <= level:
                 break
         return made
-    return world.oracles[2]
+    return world.oracles[3 if name == CONTROL else 2]
 
 
 def look(name: str, model: AnyModel, world: World, *, quick: bool = False) -> RunReport:
@@ -219,7 +233,7 @@ def look(name: str, model: AnyModel, world: World, *, quick: bool = False) -> Ru
         settings={k: v for k, v in wanted.items() if v}, removal_level=LEVELS.get(name, "approximate"),
         limits={"retain": 48, "holdout": 48}, seed=world.seed, title=name,
     )  # fmt: skip
-    methods = {"refusal": "a filter that refuses", "suppression": "uld", "retrain": "retrain"}
+    methods = {"refusal": "a filter that refuses", "suppression": "uld", CONTROL: "retrain"}
     return replace(found.report, method=MethodSummary(methods.get(name, name)))
 
 

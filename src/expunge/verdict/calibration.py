@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from expunge.audits.base import Evidence
 from expunge.audits.intervals import clopper_pearson
 from expunge.verdict.decision import decide
+from expunge.verdict.pairs import tell_apart
 from expunge.verdict.result import Result, Verdict
 from expunge.verdict.settings import VerdictSettings
 
@@ -85,6 +86,34 @@ def simulate(
     ]
 
 
+def pairs_told_apart(
+    runs: int,
+    world: World | None = None,
+    *,
+    first: float = 0.0,
+    second: float = 0.0,
+    settings: VerdictSettings | None = None,
+    seed: int = 0,
+) -> int:
+    """How many of so many independent draws of the world tell two models apart by any statistic.
+
+    Args:
+        runs: draws.
+        world: what is drawn.
+        first, second: share of the gap that each of the two keeps; 0 and 0 are two independent retrains.
+        settings: passed on to ``tell_apart``.
+        seed: of the draws.
+    """
+    world = world or World()
+    rng = np.random.default_rng(seed)
+    found = 0
+    for _ in range(runs):
+        drawn = _draw(world, rng, first, False, 0.0, second)
+        models = {which: [_as_unlearned(evidence, which) for evidence in drawn] for which in ("unlearned", _SECOND)}
+        found += any(test.apart for test in tell_apart(models, settings))
+    return found
+
+
 def error_rates(verdicts: Sequence[Verdict], level: float = 0.95) -> list[dict[str, float | int | str]]:
     """How often each answer was given, with its exact interval.
 
@@ -108,7 +137,27 @@ def error_rates(verdicts: Sequence[Verdict], level: float = 0.95) -> list[dict[s
     return rows
 
 
-def _draw(world: World, rng: np.random.Generator, knows: float, untouched: bool, broken: float) -> list[Evidence]:
+_SECOND = "second"
+
+
+def _as_unlearned(evidence: Evidence, which: str) -> Evidence:
+    """Return the evidence of one of two tested models alone."""
+
+    def of(values: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+        others = {name: own for name, own in values.items() if name not in ("unlearned", _SECOND)}
+        return others | ({"unlearned": values[which]} if values else {})
+
+    return replace(evidence, values=of(evidence.values), control=of(evidence.control))
+
+
+def _draw(
+    world: World,
+    rng: np.random.Generator,
+    knows: float,
+    untouched: bool,
+    broken: float,
+    second: float | None = None,
+) -> list[Evidence]:
     n, s = world.examples, world.statistics
     effect = world.example_sd * rng.normal(size=(s, 2 * n))  # forget examples, then holdout examples
     known = np.concatenate([np.maximum(0.0, rng.normal(1.0, world.gap_sd, (s, n))), np.zeros((s, n))], axis=1)
@@ -124,6 +173,8 @@ def _draw(world: World, rng: np.random.Generator, knows: float, untouched: bool,
     original = model(1.0)
     models = {"original": original, "unlearned": original if untouched else model(knows) - broken}
     models |= {"oracle" if k == 0 else f"oracle-{k + 1}": model(0.0) for k in range(world.oracles)}
+    if second is not None:
+        models[_SECOND] = model(second)
     groups = {f"{i:04d}": f"g{i // world.group_size:04d}" for i in range(2 * n)} if world.group_size > 1 else {}
     return [
         Evidence(
@@ -180,11 +231,31 @@ def table(
     return "\n".join(lines)
 
 
+_PAIRS = {"two retrains": (0.0, 0.0), "25 % leak, retrain": (0.25, 0.0), "50 % leak, retrain": (0.5, 0.0),
+          "75 % leak, 25 % leak": (0.75, 0.25)}  # fmt: skip
+
+
+def pairs_table(
+    runs: int, examples: Sequence[int] = (20, 40, 200), seed_sds: Sequence[float] = (0.03, 0.06, 0.1, 0.15)
+) -> str:
+    """Markdown table of how often two models are told apart, by baseline and seed noise (in gaps)."""
+    lines = [f"| n | baseline | seed sd | {' | '.join(_PAIRS)} |", "|---" * (3 + len(_PAIRS)) + "|"]
+    for n in examples:
+        for label, base in _BASELINES.items():
+            for seed_sd in seed_sds:
+                world = replace(base, examples=n, seed_sd=seed_sd)
+                found = [pairs_told_apart(runs, world, first=a, second=b, seed=n) for a, b in _PAIRS.values()]
+                lines.append(f"| {n} | {label} | {seed_sd} | {' | '.join(f'{one / runs:.3f}' for one in found)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the table of docs/verdict.md."""
+    """Print a table of docs/verdict.md."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--runs", type=int, default=400, help="draws per cell")
-    print(table(parser.parse_args().runs))
+    parser.add_argument("--pairs", action="store_true", help="how often two models are told apart instead of verdicts")
+    given = parser.parse_args()
+    print((pairs_table if given.pairs else table)(given.runs))
 
 
 if __name__ == "__main__":
