@@ -6,9 +6,11 @@ import pytest
 
 from expunge.audits.base import Estimate, Evidence, Finding
 from expunge.reports.report import ModelSummary, RequestSummary, RunReport
-from expunge.reproductions.verdicts import CONTROL, MODELS, REFUSAL, Refusing, Verdicts, numbers
+from expunge.reports.side_by_side import Pair
+from expunge.reproductions.verdicts import CONTROL, MODELS, REFUSAL, Refusing, Verdicts, numbers, told_apart
 from expunge.runs.models import Answers, stated_level
 from expunge.verdict import decide
+from expunge.verdict.pairs import PairTest
 
 FAR = ("refusal_behaviour_leak", "suppression_adversarial_leak", "grad_diff_parametric_leak")
 
@@ -77,6 +79,20 @@ def test_numbers_are_of_the_verdict_and_its_families(level: str) -> None:
     assert found["grad_diff_trace_left"] == pytest.approx(0.875)
     assert found["grad_diff_trace"] == 0.8
     assert "grad_diff_forget" not in found
+
+
+def test_pairs_with_the_second_retrained_model_count_for_nothing_but_the_false_alarm() -> None:
+    def by(audit: str) -> PairTest:
+        return PairTest("", "", audit, "", (0.0, 0.0), 0.0, None, None, 0.1, 20, "examples", 0.0, True)
+
+    pairs = [
+        Pair("refusal", "needle", [by("rouge"), by("jailbreak")], 9), Pair("grad_diff", "needle", [by("rouge")], 9),
+        Pair("retrain", CONTROL, [], 9), Pair("needle", CONTROL, [by("rouge")], 9),
+    ]  # fmt: skip
+    assert told_apart(pairs, ["rouge", "jailbreak", "relearning"]) == {
+        "refusal_needle_audits": 2.0, "grad_diff_needle_audits": 1.0, f"retrain_{CONTROL}_audits": 0.0,
+        "jailbreak_pairs": 1.0, "rouge_pairs": 2.0, "relearning_pairs": 0.0,
+    }  # fmt: skip
 
 
 class Parrot:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from expunge.data.fictitious_words import RELATIONS
 from expunge.methods.run import unlearn
 from expunge.reports.report import MethodSummary, RunReport, write_text
+from expunge.reports.side_by_side import Pair
 from expunge.reproductions.base import Check, Reproduction, Workbench
 from expunge.reproductions.matched import TRAINING
 from expunge.reproductions.world import SIZES, World, WorldSettings, small_world
@@ -115,12 +117,10 @@ class Verdicts(Reproduction):
         write_text(page / "comparison.json", json.dumps(compared.to_dict(), ensure_ascii=False, indent=1) + "\n")
         found: dict[str, float] = {}
         for name, report in reports.items():
-            found |= numbers(name, report)
-        for pair in compared.side_by_side.pairs:
-            found[f"{pair.first}_{pair.second}_audits"] = float(len(pair.audits))
-        for line in compared.side_by_side.lines:
-            found[f"{line.audit}_pairs"] = float(line.apart)
-        return found
+            found |= results(name, report) if name == CONTROL else numbers(name, report)
+        side = compared.side_by_side
+        testing = [line.audit for line in side.lines if any(said.statistic for said in line.said.values())]
+        return found | told_apart(side.pairs, testing)
 
     def judge(self, runs: Sequence[Mapping[str, float]]) -> Sequence[Check]:
         def share(key: str) -> float:
@@ -237,11 +237,31 @@ def look(name: str, model: AnyModel, world: World, *, quick: bool = False) -> Ru
     return replace(found.report, method=MethodSummary(methods.get(name, name)))
 
 
+def told_apart(pairs: Sequence[Pair], audits: Sequence[str]) -> dict[str, float]:
+    """Return how many audits tell two models apart, for the pairs of the five and for the two retrained ones.
+
+    Args:
+        pairs: of all models.
+        audits: those that test; ``<audit>_pairs`` is how many pairs of the five one of them tells apart.
+    """
+    found = {f"{pair.first}_{pair.second}_audits": float(len(pair.audits)) for pair in pairs
+             if CONTROL not in (pair.first, pair.second) or pair.first == "retrain"}  # fmt: skip
+    five = [pair for pair in pairs if CONTROL not in (pair.first, pair.second)]
+    counts = Counter(test.audit for pair in five for test in pair.audits)
+    return found | {f"{audit}_pairs": float(counts[audit]) for audit in audits}
+
+
+def results(name: str, report: RunReport) -> dict[str, float]:
+    """Return the verdict of a report, as numbers."""
+    verdict = report.verdict or {}
+    words = ("removed", "not removed", "inconclusive")
+    return {f"{name}_{word.replace(' ', '_')}": float(verdict["result"] == word) for word in words}
+
+
 def numbers(name: str, report: RunReport) -> dict[str, float]:
     """Return what of a report the checks and the table of results need, as numbers."""
     verdict = report.verdict or {}
-    out = {f"{name}_{word.replace(' ', '_')}": float(verdict["result"] == word)
-           for word in ("removed", "not removed", "inconclusive")}  # fmt: skip
+    out = results(name, report)
     out[f"{name}_damaged"] = float(verdict["retained"]["result"] == "damaged")
     for family in verdict["families"]:
         for word in ("leak", "suppression", "equivalent", "inconclusive"):
