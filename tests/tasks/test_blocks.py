@@ -173,6 +173,19 @@ def test_one_that_mixes_positions_is_found_out_and_run_whole(tiny_model: Any, ti
     )
 
 
+def test_blocks_that_are_run_again_in_the_backward_pass_are_run_whole(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    task = CausalLM(tiny_model("llama", vocab=384, layers=LAYERS)[0], tiny_tokenizer)
+    encoded, found = task.encoder.encode(PAIRS), []
+    task.model.train()
+    for again in (False, True):
+        if again:
+            task.model.gradient_checkpointing_enable()
+        task.statistics(encoded, rows_only=True).nll.sum().backward()
+        found.append({n: p.grad.clone() for n, p in task.named_parameters()})
+        task.model.zero_grad()
+    torch.testing.assert_close(*found)
+
+
 def test_a_part_that_is_no_module_of_its_own_is_left_alone(tiny_model: Any, tiny_tokenizer: Any) -> None:
     task = CausalLM(tiny_model("llama", vocab=384, layers=LAYERS)[0], tiny_tokenizer)
     decoder_blocks(task.model)[-1].other = copy.deepcopy(decoder_blocks(task.model)[0].mlp)
