@@ -8,8 +8,8 @@ DIR are checkouts of vikram2000b/bad-teaching-unlearning, ayu987/zero-shot-unlea
 ayu987/deep-regression-unlearning, tensorflow/privacy (its research/mi_lira_2021), OPTML-Group/Unlearn-WorstCase,
 ShaofeiShen768/LAF, Pauljanson002/pretrained-cl and yihuaihong/ConceptVectors. Functions are read from there and run as
 they are, on the processor; nothing of them is part of Expunge. Both sides get the same random inputs of several shapes.
-Per case the table has the largest |a - b| / (1 + |b|) of the values, and of their gradients by the inputs where there
-are any, in float64 and in float32.
+ConceptVectors needs the package rouge (1.0.1) as well. Per case the table has the largest |a - b| / (1 + |b|) of the
+values, and of their gradients by the inputs where there are any, in float64 and in float32.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import copy
 import json
 import math
 import os
+import random
 import tempfile
 import time
 import warnings
@@ -38,14 +39,16 @@ from datasets import Dataset
 from nltk.translate.bleu_score import SmoothingFunction
 from nltk.translate.bleu_score import sentence_bleu as bleu
 from scipy import stats
+from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from expunge.audits.classification.activation_distance import activation_distance
+from expunge.audits.classification.svc_mia import svc_members
 from expunge.audits.classification.zrf import released_js
 from expunge.audits.concept_traces import compare_vectors
 from expunge.audits.general.anamnesis_index import AnamnesisIndex, known, level_of
 from expunge.audits.general.lira import class_logit, lira_scores
-from expunge.audits.language.concept_vectors import sentence_bleu
+from expunge.audits.language.concept_vectors import distinct_rouge_l, sentence_bleu
 from expunge.audits.observations import Observations
 from expunge.audits.prediction_features import entropy
 from expunge.forget_sets.bilevel import loss_weights, project, upper_step
@@ -257,9 +260,10 @@ def of_zero_shot(root: Path) -> dict[str, Case]:
 
 def of_deep_regression(root: Path) -> dict[str, Case]:
     """Blindspot without its distance of activations, and the anamnesis index of regressors."""
-    names = scope(tqdm=None)
+    names = scope(tqdm=None, SVC=SVC, random=random)
     for file in ("utils.py", "metrics.py", "unlearn.py"):
         definitions(root / file, names)
+    names["get_attack_features"] = partial(names["get_attack_features"], device="cpu")
     relearn = {**names, "training_step": lambda model, batch, device: F.mse_loss(model(batch[0])[0], batch[1])}
     definitions(root / "metrics.py", relearn)
     relearn["relearn_time"] = partial(relearn["relearn_time"], device="cpu")
@@ -297,8 +301,22 @@ def of_deep_regression(root: Path) -> dict[str, Case]:
         (gradient,) = torch.autograd.grad(loss, own)
         return [loss.detach(), *gradient.flatten()], [history[0]["train_loss"], *said[0].flatten()], []
 
+    def errors(luck: Luck) -> Said:
+        """Their attack reads one example at a time; members are what it is trained on here too."""
+        sides = [(luck.normal(n, 1).double(), luck.normal(n, 1).double()) for n in (30, 25, 20)]
+        loaders = [SimpleNamespace(dataset=list(zip(*side, strict=True))) for side in sides]
+
+        class Answers(nn.Module):
+            def forward(self, outputs: Tensor) -> tuple[Tensor]:
+                return (outputs,)
+
+        theirs = names["get_membership_attack_prob"](loaders[0], loaders[1], Answers(), {"asked": loaders[2]})
+        parts = [(outputs - targets).abs().numpy() for outputs, targets in sides]
+        return svc_members(*parts).mean(), theirs["asked"], []
+
     return {
         "blindspot": blindspot,
+        "error_mia": errors,
         "anamnesis_index, regressors": lambda luck: relearned(relearn, luck, "target"),
     }
 
@@ -493,8 +511,10 @@ def of_nearest_mean(root: Path) -> dict[str, Case]:
 
 
 def of_concept_vectors(root: Path) -> dict[str, Case]:
-    """What ConceptVectors says of a vector before and after, and BLEU of two answers."""
-    names = scope(sentence_bleu=bleu, SmoothingFunction=SmoothingFunction, stopwords0_=[])
+    """What ConceptVectors says of a vector before and after, and BLEU and ROUGE-L of two answers."""
+    from rouge import Rouge  # theirs, and not what Expunge scores with
+
+    names = scope(sentence_bleu=bleu, SmoothingFunction=SmoothingFunction, Rouge=Rouge, stopwords0_=[])
     definitions(root / "evaluate_util.py", names)
 
     def vectors(luck: Luck) -> Said:
@@ -516,7 +536,12 @@ def of_concept_vectors(root: Path) -> dict[str, Case]:
         texts = [" ".join(map(str, luck.rng.integers(0, 6, size=luck.rng.integers(1, 25)))) for _ in range(2)]
         return sentence_bleu(*texts, parity=True), names["calculate_bleu"](*texts), []
 
-    return {"concept_vectors": vectors, "concept_vectors, BLEU": answers}
+    def overlap(luck: Luck) -> Said:
+        words = np.array(["a", "b", "c", "d", "e.", "f. "])
+        texts = [" ".join(luck.rng.choice(words, size=luck.rng.integers(0, 25))) for _ in range(2)]
+        return distinct_rouge_l(*texts), names["calculate_rouge_l"](*texts), []
+
+    return {"concept_vectors": vectors, "concept_vectors, BLEU": answers, "concept_vectors, ROUGE-L": overlap}
 
 
 SOURCES: dict[str, Callable[[Path], dict[str, Case]]] = {

@@ -166,6 +166,10 @@ def test_a_model_that_was_trained_on_the_data_is_told_from_one_that_was_not(
     again = run_one(Lira(config), Observations(models, request_))
     assert again == finding
     assert [f.stat().st_mtime_ns for f in files] == stamps
+    released = run_one(Lira(Lira.Config(**QUICK, folder=tmp_path, parity=True)), Observations(models, request_))
+    assert [f.stat().st_mtime_ns for f in files] == stamps
+    assert released.attempted["as released"]
+    assert released.per_example != finding.per_example
 
 
 def test_u_lira_unlearns_the_half_that_each_shadow_saw(

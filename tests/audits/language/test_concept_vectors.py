@@ -11,7 +11,7 @@ import torch
 
 from expunge.audits.base import Evidence, Finding
 from expunge.audits.concepts import as_record, requested_concepts
-from expunge.audits.language.concept_vectors import ConceptVectors, _evidence, sentence_bleu
+from expunge.audits.language.concept_vectors import ConceptVectors, _evidence, distinct_rouge_l, sentence_bleu
 from expunge.audits.observations import Observations
 from expunge.audits.suite import run_one
 from expunge.data.concept_vectors import read_concepts, write_concepts
@@ -190,6 +190,19 @@ def test_bleu_is_that_of_words_in_order() -> None:
     )
     assert sentence_bleu("", "a") == 0
     assert sentence_bleu("x y z", "a b c d") == 0
+
+
+def test_the_rouge_of_the_released_code_counts_distinct_words() -> None:
+    # Three different words against four, of which the subsequence "a b" is common: precision 2/3, recall 1/2.
+    assert distinct_rouge_l("a a a b x", "a b c d") == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+    # "b a" and "a b" have one word in order; as two sentences each they have both, in any order.
+    assert distinct_rouge_l("b a", "a b") == pytest.approx(1 / 2)
+    assert distinct_rouge_l("b. a", "a. b") == pytest.approx(1.0)
+    # Where two subsequences are equally long, the one that is found keeps "b": it drops words of the second first.
+    assert distinct_rouge_l("a b", "b a") == pytest.approx(1 / 2)
+    assert distinct_rouge_l("a b. a", "b a") == pytest.approx(1.0)
+    assert distinct_rouge_l("A.5 m", "5 m") == pytest.approx(2 * (2 / 3) / (2 / 3 + 1)), "a full stop inside a number"
+    assert distinct_rouge_l("", "a") == distinct_rouge_l("...", "a") == distinct_rouge_l("x", "y") == 0
 
 
 def test_the_verdict_gets_the_trace_beside_oracles_and_from_enough_concepts() -> None:

@@ -60,6 +60,44 @@ def sentence_bleu(prediction: str, reference: str, *, parity: bool = False) -> f
     return float(bleu([gold.split()], said.split(), smoothing_function=SmoothingFunction().method3))
 
 
+def distinct_rouge_l(prediction: str, reference: str) -> float:
+    """Return what the authors' code reports as ROUGE-L (for parity only): the F1 of *distinct* words.
+
+    Of every sentence of the one text with every sentence of the other, the words of a longest common subsequence are
+    put into one set; its size is set against the numbers of different words. So a word that is repeated counts once,
+    and the order of sentences does not matter. Words lie between spaces, sentences end at a full stop anywhere.
+
+    Args:
+        prediction: the answer.
+        reference: what it is compared with.
+    """
+    said, gold = ([part.split() or [""] for part in text.split(".") if part] for text in (prediction, reference))
+    shared: set[str] = set()
+    for mine in said:
+        for other in gold:
+            shared |= _common_words(mine, other)
+    shares = [len(shared) / max(1, len({word for part in parts for word in part})) for parts in (said, gold)]
+    return 2 * shares[0] * shares[1] / (sum(shares) + 1e-8)
+
+
+def _common_words(first: Sequence[str], second: Sequence[str]) -> set[str]:
+    """Return the words of the longest common subsequence that drops words of the second first."""
+    length = np.zeros((len(first) + 1, len(second) + 1), dtype=np.int64)
+    for i, word in enumerate(first, 1):
+        for j, other in enumerate(second, 1):
+            length[i, j] = length[i - 1, j - 1] + 1 if word == other else max(length[i - 1, j], length[i, j - 1])
+    i, j, found = len(first), len(second), set()
+    while i and j:
+        if first[i - 1] == second[j - 1]:
+            i, j = i - 1, j - 1
+            found.add(first[i])
+        elif length[i - 1, j] > length[i, j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return found
+
+
 class ConceptVectors(Audit):
     """Localisation, causal validation, and intrinsic and behavioural change per concept."""
 
@@ -96,7 +134,9 @@ class ConceptVectors(Audit):
         unrelated: int = Field(20, ge=2, description="unrelated questions")
         significance: float = Field(0.05, gt=0, lt=1, description="p of the damage from which a trace counts")
         max_new_tokens: int = Field(100, ge=1, description="length of answers to the questions of a file")
-        parity: bool = Field(False, description="BLEU with the arguments swapped, as in the authors' code")
+        parity: bool = Field(
+            False, description="as the authors' code: BLEU with the arguments swapped, ROUGE-L of distinct words"
+        )
 
     def prepare(self, seen: Observations) -> None:
         if self.config.concepts is not None:
@@ -283,8 +323,9 @@ class ConceptVectors(Audit):
             told = [(mine, gold) for mine, gold in answers if not is_empty(mine) and not is_empty(gold)]
             empty = len(answers) - len(told)
             note = f"{empty} empty answers left out" if empty else "there are no answers to compare"
-            rouge = [rouge_l(mine, gold).f1 for mine, gold in told]
-            bleu = [sentence_bleu(mine, gold, parity=self.config.parity) for mine, gold in told]
+            parity = self.config.parity
+            rouge = [distinct_rouge_l(*pair) if parity else rouge_l(*pair).f1 for pair in told]
+            bleu = [sentence_bleu(*pair, parity=parity) for pair in told]
             for metric, values in ((f"rouge_{about}", rouge), (f"bleu_{about}", bleu)):
                 out[metric] = mean_interval(values, seed=seen.seed) if values else Estimate(None, note=note)
         return out
