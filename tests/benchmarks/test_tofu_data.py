@@ -53,6 +53,10 @@ def test_files_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     (tmp_path / "tofu").mkdir()
     monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path))
     assert find(None) == str(tmp_path / "tofu")
+    with pytest.raises(BadInput, match=r"holds no full\.json"):
+        find(str(tmp_path))
+    (tmp_path / "tofu" / "full.json").touch()
+    assert find(str(tmp_path)) == find(str(tmp_path / "tofu")) == str(tmp_path / "tofu")
 
 
 @pytest.mark.real_data

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 from expunge.cli.app import app, describe
 from expunge.errors import BadInput, Diverged, ExpungeError, MissingExtra, NotRemoved, Problem
 
-COMMANDS = ("demo", "unlearn", "audit", "compare", "methods", "audits", "doctor", "bench", "reproduce", "sweep")
+COMMANDS = ("demo", "unlearn", "audit", "compare", "methods", "audits", "selections", "forget-sets", "doctor", "bench",
+            "reproduce", "sweep")  # fmt: skip
 INSIDE = (("bench", "tofu"), ("import", "open-unlearning"))
 
 
@@ -34,6 +36,11 @@ def test_every_command_has_help_within_80_columns(command: tuple[str, ...]) -> N
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "--json" in out
+    assert "…" not in out  # a default that does not fit is cut off
+    # Paragraphs are wrapped at the width of the terminal, not where the source has its line ends.
+    paragraphs = out[: out.index("╭─")].splitlines()
+    ends = [(line.rstrip(), after.split()) for line, after in pairwise(paragraphs) if line.strip() and after.strip()]
+    assert not [line for line, words in ends if len(f"{line} {words[0]}") < 79]
 
 
 def test_no_command_shows_help() -> None:
@@ -89,6 +96,10 @@ def test_what_the_user_can_correct_leaves_with_2(args: tuple[str, ...], part: st
 
 
 def test_errors_are_json_too() -> None:
+    code, out, _ = call("unlearn", "--require", "maybe", "--json")
+    (problem,) = json.loads(out)["problems"]
+    assert problem["where"].endswith("unlearn")
+    assert problem["what"] == "Invalid value for '--require': 'maybe' is not one of 'removed'."
     code, out, err = call("unlearn", "--json")
     found = json.loads(out)
     assert code == found["exit_code"] == 2

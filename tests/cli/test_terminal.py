@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.cli.terminal import Shown, show_json, show_table, wrap
+from expunge.cli.terminal import Shown, paragraphs, show_json, show_markdown, show_table, wrap
 from expunge.errors import Problem
 
 
@@ -59,3 +59,43 @@ def test_json_never_holds_what_json_does_not_know() -> None:
 def test_cells_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     show_table("", ("a",), [("0.5 [0.4, 0.6] [red]",)])
     assert "[0.4, 0.6] [red]" in capsys.readouterr().out
+
+
+WIDE = """## Title
+
+| Method | First number of many | Second | Third | Fourth |
+| --- | ---: | ---: | ---: | --- |
+| retrain, other seed | 10.00 [−12.00, 13.00] | 20.00 [−12.00, 13.00] | 30.00 [−12.00, 13.00] | a\\|b |
+
+After it, words that go on for longer than a line of eighty columns would hold if nobody broke it.
+"""
+
+
+def test_a_page_of_markdown_fits_and_keeps_cells_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    show_markdown(WIDE)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "Title"
+    for cell in ("10.00 [−12.00, 13.00]", "20.00 [−12.00, 13.00]", "30.00 [−12.00, 13.00]", "a|b"):
+        # What the number belongs to stands beside it, in whichever block it is.
+        assert [line for line in lines if cell in line and "retrain, other seed" in line]
+    assert not [line for line in lines if "---" in line or "| " in line]
+    assert " ".join(WIDE.split("\n\n")[-1].split()) in " ".join(" ".join(lines).split())
+
+
+def test_a_name_that_is_copied_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table("", ("name", "a", "b"), [("a_name_of_thirty_letters_or_so", "words " * 30, "more " * 40)], whole=True)
+    out = capsys.readouterr().out
+    assert "a_name_of_thirty_letters_or_so" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_paragraphs_join_lines() -> None:
+    def command() -> None:
+        """One.
+
+        Two goes on
+        here.
+        """
+
+    assert paragraphs(command) == "One.\n\nTwo goes on here."

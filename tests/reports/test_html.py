@@ -159,6 +159,18 @@ def test_missing_is_no_data_and_never_zero(changed: Callable[..., RunReport]) ->
     assert "No verdict" in page.text
 
 
+def test_memory_that_was_not_measured_is_no_data(changed: Callable[..., RunReport]) -> None:
+    text = render_html(changed(cost={"forgetting": {"seconds": 1.0, "peak_bytes": 0}}))
+    assert 'data-label="Peak memory">no data<' in text
+
+
+def test_short_cells_of_a_table_are_not_broken(changed: Callable[..., RunReport]) -> None:
+    table = Table("t", ("name", "p", "said"), [("a", "0.0500", "a sentence that may be broken anywhere")])
+    text = render_html(changed(findings=[Finding("probability", estimates={"unlearned": {}}, tables=[table])]))
+    assert '<span class="together">0.0500</span>' in text
+    assert "<span>a sentence" in text
+
+
 def test_crashed_audits_are_alarms_and_missing_ones_say_why(text: str) -> None:
     alert = text.split('role="alert"', 1)[1].split("</div>")[0]
     assert "crashed" in alert

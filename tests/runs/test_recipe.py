@@ -165,3 +165,16 @@ def test_a_recipe_survives_being_written_down(settings: dict[str, Any]) -> None:
 
 def test_differences_are_named() -> None:
     assert differences({"a": 1, "b": {"c": 1, "d": 2}}, {"a": 1, "b": {"c": 2, "d": 2}, "e": 0}) == ["b.c", "e"]
+
+
+def test_a_set_that_is_none_is_named_as_it_was_written(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as error:
+        read_recipe(None, NEEDED, ["limits.foo=3", "splits.retian=x"])
+    known = "known: forget, holdout, retain"
+    assert messages(error) == [
+        f"--set limits.foo: names no set -> {known}",
+        "--set splits.retian: names no set -> did you mean retain?",
+    ]
+    with pytest.raises(BadInput) as error:
+        read_recipe(recipe_file(tmp_path, "model: m\nforget: f\naudit_limits: {foo: 3}\n"), {})
+    assert "line 3, audit_limits.foo: names no set" in messages(error)[0]

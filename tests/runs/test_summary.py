@@ -93,3 +93,25 @@ def test_a_mask_is_part_of_what_forgetting_cost(tiny_predictor: Any, tiny_rows: 
     found = run.unlearn(tiny_predictor("table"), request, "salun", settings={"max_steps": 1, "batch_size": 4})
     assert found.training is not None
     assert summary.forgotten(found)["cost"]["backwards"] > found.training.cost.backwards
+
+
+@pytest.mark.parametrize(
+    ("result", "remaining", "trained", "said"),
+    [
+        ("not removed", [0.97, 0.99], True, True),
+        ("not removed", [0.97, 0.4], True, False),
+        ("not removed", [None, 0.99], True, False),
+        ("inconclusive", [0.97], True, False),
+        ("not removed", [0.97], False, False),
+        ("not removed", [], True, False),
+    ],
+)
+def test_a_run_that_hardly_moved_says_what_to_change(
+    result: str, remaining: list[float | None], trained: bool, said: bool
+) -> None:
+    rows = [{"about": "forget", "result": "different", "remaining": left} for left in remaining]
+    rows += [{"about": "retain", "result": "kept", "remaining": None}]
+    train = {"learning_rate": 1e-5, "epochs": 10} if trained else None
+    notes = summary.still_notes({"result": result, "rows": rows}, train)
+    assert bool(notes) == said
+    assert all("learning_rate (now 1e-05)" in note and "epochs (now 10)" in note for note in notes)

@@ -104,7 +104,7 @@ def plans_of(options: Any, known: Mapping[str, Any], scenarios: Sequence[str], *
     there = [name for name in options.dataset if name in known]
     offered = list(dict.fromkeys(s for name in there for s in known[name].scenarios))
     problems += [
-        Problem("--scenario", f"'{name}' is one of none of the data sets", near_names(name, offered))
+        Problem("--scenario", f"'{name}' is a scenario of none of the data sets", near_names(name, offered))
         for name in scenarios
         if name not in offered
     ]
@@ -115,8 +115,9 @@ def plans_of(options: Any, known: Mapping[str, Any], scenarios: Sequence[str], *
         usual = own[:1] if first else own
         chosen = tuple(s for s in own if s in (scenarios or usual))
         if not chosen:
-            what = f"{name} has none of {', '.join(scenarios)}"
-            problems.append(Problem("--scenario", what, f"it has {', '.join(known[name].scenarios)}"))
+            if set(scenarios) & set(offered):
+                what = f"{name} has none of {', '.join(scenarios)}"
+                problems.append(Problem("--scenario", what, f"it has {', '.join(known[name].scenarios)}"))
             continue
         plans.append(
             Plan(

@@ -40,10 +40,10 @@ class TofuSplit:
 
 
 def find(data: str | None) -> str:
-    """Return where the files are: the given folder, ``$EXPUNGE_DATA/tofu``, or the hub.
+    """Return where the files are: the given folder or tofu/ in it, ``$EXPUNGE_DATA/tofu``, or the hub.
 
     Raises:
-        BadInput: the given folder does not exist.
+        BadInput: the given folder does not exist, or has no full.json.
     """
     if data is not None:
         folder = Path(data).expanduser()
@@ -51,7 +51,11 @@ def find(data: str | None) -> str:
             raise BadInput(
                 Problem("--data", f"{data} is not a folder", "give the folder with forget01.json and the rest")
             )
-        return str(folder)
+        there = next((place for place in (folder, folder / "tofu") if (place / "full.json").is_file()), None)
+        if there is None:
+            what = f"{data} holds no full.json, and no tofu/ with it"
+            raise BadInput(Problem("--data", what, "give the folder with the published files"))
+        return str(there)
     if (root := os.environ.get("EXPUNGE_DATA")) and (Path(root) / "tofu").is_dir():
         return str(Path(root) / "tofu")
     return HUB

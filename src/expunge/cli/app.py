@@ -6,14 +6,14 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from expunge.cli import benches, compare, demo, doctor, forget_sets, imports, jobs, listing, reproduce, sweep
-from expunge.cli.terminal import problems_of, quiet_libraries, say, show_json
+from expunge.cli.terminal import paragraphs, problems_of, quiet_libraries, say, show_json
 from expunge.errors import ExpungeError
 
 # Usage errors of the parser; typer exports the subclass only.
@@ -63,11 +63,12 @@ class Commands(TyperGroup):
 
 
 def _usage(error: Any, as_json: bool) -> NoReturn:
-    message = error.format_message() or "the command is incomplete"
+    message = error.format_message().replace("Value error, ", "") or "the command is incomplete"
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "expunge"
     if as_json:
-        show_json({"error": message, "exit_code": 2, "problems": []})
+        problem = {"where": path, "what": message, "fix": f"see {path} --help", "severity": "error"}
+        show_json({"error": message, "exit_code": 2, "problems": [problem]})
     say(f"{message}\nTry `{path} --help`.")
     sys.exit(2)
 
@@ -123,19 +124,23 @@ def start(
         raise typer.Exit()
 
 
-app.command("demo")(demo.demo)
-app.command("unlearn")(jobs.unlearn)
-app.command("audit")(jobs.audit)
-app.command("sweep")(sweep.sweep)
-app.command("compare")(compare.compare)
-app.command("methods")(listing.methods)
-app.command("audits")(listing.audits)
-app.command("selections")(listing.selections)
-app.command("forget-sets")(forget_sets.forget_sets)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "unlearn": jobs.unlearn,
+    "audit": jobs.audit,
+    "sweep": sweep.sweep,
+    "compare": compare.compare,
+    "methods": listing.methods,
+    "audits": listing.audits,
+    "selections": listing.selections,
+    "forget-sets": forget_sets.forget_sets,
+    "reproduce": reproduce.reproduce,
+    "doctor": doctor.doctor,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name, help=paragraphs(_command))(_command)
 app.add_typer(benches.bench, name="bench")
 app.add_typer(imports.imports, name="import")
-app.command("reproduce")(reproduce.reproduce)
-app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from expunge.cli.terminal import Shown, show, show_json, show_table
+from expunge.cli.terminal import Shown, show, show_json, show_markdown, show_table
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -60,7 +60,8 @@ def start(
     if as_json:
         show_json(found)
     else:
-        show_table("", ("name", "what it measures", "paper"), [(b["name"], b["title"], b["paper"]) for b in found])
+        rows = [(b["name"], b["title"], b["paper"]) for b in found]
+        show_table("", ("name", "what it measures", "paper"), rows, whole=True)
         show("`expunge bench NAME --help` lists the options.")
 
 
@@ -77,8 +78,10 @@ def command_of(benchmark: type[Benchmark[Any]]) -> Any:
             result = benchmark().run(options, progress)
         if as_json:
             show_json(result.to_dict())
-        else:
-            show(result.to_markdown())
+            return
+        show_markdown(result.to_markdown())
+        if (page := options.out / "table.md").is_file():
+            show(f"\nTables: {page}")
 
     parameters = [_parameter(name, field) for name, field in fields.items()]
     as_json = typer.Option(False, "--json", help="Print the result as JSON.")

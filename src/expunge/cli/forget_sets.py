@@ -24,7 +24,10 @@ def forget_sets(
         None, help="Examples that the model never saw.", rich_help_panel=DATA, metavar="DATA"
     ),
     inputs: Literal["image", "text", "tabular", "prompts"] | None = typer.Option(
-        None, help="How the data are read where no model says so.", rich_help_panel=DATA
+        None,
+        help="How the data are read where no model says so: image, text, tabular or prompts.",
+        rich_help_panel=DATA,
+        metavar="KIND",
     ),
     name: str | None = typer.Option(None, help="A label for reports.", rich_help_panel=DATA),
     duplicates: Literal["refuse", "drop"] = typer.Option(

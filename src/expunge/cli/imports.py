@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from expunge.cli.terminal import Shown, say, show, show_json, show_table
+from expunge.cli.terminal import Shown, paragraphs, say, show, show_json, show_table
 from expunge.errors import BadInput, Problem
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ def start() -> None:
     """Read the runs of another tool and measure them again."""
 
 
-@imports.command("open-unlearning")
 def open_unlearning(
     folders: list[Path] | None = typer.Argument(
         None,
@@ -93,6 +92,9 @@ def open_unlearning(
     _show(found)
     if out is not None:
         show(f"Page: {out / 'page.md'}")
+
+
+imports.command("open-unlearning", help=paragraphs(open_unlearning))(open_unlearning)
 
 
 def _show(found: Comparison) -> None:

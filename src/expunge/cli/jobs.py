@@ -20,13 +20,11 @@ DATA, MODELS, HOW, OUTPUT = "What to forget", "Models", "How", "Output"
 Recipes = typer.Option(
     None, "--recipe", help="YAML file with any of these options; options win over it.", metavar="FILE"
 )
+_KEYS = "audits.NAME.KEY, verdict.KEY, limits.ROLE, columns.NAME or splits.ROLE; repeatable."
 Set = typer.Option(
-    [],
-    "--set",
-    metavar="KEY=VALUE",
-    help="A setting of the method or of training (beta, stop.every), audits.NAME.KEY, verdict.KEY, limits.ROLE, "
-    "columns.NAME or splits.ROLE; repeatable.",
+    [], "--set", metavar="KEY=VALUE", help=f"A setting of the method or of training (beta, stop.every), {_KEYS}"
 )
+SetAudit = typer.Option([], "--set", metavar="KEY=VALUE", help=f"A setting: {_KEYS}")
 Forget = typer.Option(
     None, help="Examples to delete: a file, a folder or a hub name.", rich_help_panel=DATA, metavar="DATA"
 )
@@ -148,7 +146,7 @@ def audit(
         "left out.",
         rich_help_panel=MODELS,
     ),
-    overrides: list[str] = Set,
+    overrides: list[str] = SetAudit,
     audits: list[str] = Audits,
     seed: int | None = Seed,
     out: Path | None = typer.Option(

@@ -180,7 +180,7 @@ def show_found(
         _show_one(found[0], sections)
     else:
         rows = [(entry["name"] + " *" * (not entry.get("default", True)), *_cells(entry, columns)) for entry in found]
-        show_table("", ("name", *columns), rows)
+        show_table("", ("name", *columns), rows, whole=True)
         for note in notes:
             show(note)
 

@@ -79,7 +79,8 @@ def _list(as_json: bool) -> None:
     if as_json:
         show_json(found)
     else:
-        show_table("", ("name", "what is tried", "paper"), [(f["name"], f["title"], f["paper"]) for f in found])
+        rows = [(f["name"], f["title"], f["paper"]) for f in found]
+        show_table("", ("name", "what is tried", "paper"), rows, whole=True)
         show("`expunge reproduce NAME` runs one, `--list --json` shows claims.")
 
 

@@ -15,15 +15,28 @@ if TYPE_CHECKING:
 
 GRID, EQUAL, WHERE = "What to run", "What counts as equal forgetting", "Where to run"
 
-On = typer.Option("probability/forget_nll", help="The forget statistic.", rich_help_panel=EQUAL, metavar="AUDIT/NUMBER")
-Keep = typer.Option(
-    "probability/retain_probability",
-    help="What is compared at equal forgetting.",
+# Their defaults stand in the help text, because a default on its own line is cut off at 80 columns.
+On = typer.Option(
+    "probability/forget_nll",
+    help="The forget statistic; probability/forget_nll if left out.",
     rich_help_panel=EQUAL,
     metavar="AUDIT/NUMBER",
+    show_default=False,
+)
+Keep = typer.Option(
+    "probability/retain_probability",
+    help="What is compared at equal forgetting; probability/retain_probability if left out.",
+    rich_help_panel=EQUAL,
+    metavar="AUDIT/NUMBER",
+    show_default=False,
 )
 Tolerance = typer.Option(
-    0.1, min=0.0, max=1.0, help="Share of the way from the original to the level.", rich_help_panel=EQUAL
+    0.1,
+    min=0.0,
+    max=1.0,
+    help="Share of the way from the original to the level.",
+    rich_help_panel=EQUAL,
+    metavar="SHARE",
 )
 
 

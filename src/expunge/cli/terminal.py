@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
+import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -41,6 +43,51 @@ def show(text: str) -> None:
     print(wrap(text, ""), flush=True)
 
 
+def show_markdown(text: str) -> None:
+    """Print a page of Markdown on stdout, made for a terminal: its tables folded into the width, its words wrapped."""
+    lines = text.splitlines()
+    at = 0
+    while at < len(lines):
+        end = at
+        while end < len(lines) and lines[end].startswith("|"):
+            end += 1
+        if end - at < 2:
+            show(lines[at].lstrip("#").strip() if lines[at].startswith("#") else lines[at])
+            at += 1
+            continue
+        head, rule, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[at:end])
+        plain = [[cell.replace("\\|", "|") for cell in row] for row in rows]
+        for columns in _blocks(head, plain):
+            numbers = [place for place, k in enumerate(columns) if rule[k].endswith(":")]
+            show_table("", [head[k] for k in columns], [[row[k] for k in columns] for row in plain], numbers)
+        at = end
+
+
+def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Deal the columns of a table to blocks that fit the width with cells unfolded, the first column in each."""
+    # Headings may fold between words, and what stands first may fold at a third of the width.
+    needs = [
+        max([len(word) for word in title.split()] + [len(row[k]) for row in rows], default=0) + 3
+        for k, title in enumerate(head)
+    ]
+    left = WIDTH - min(needs[0], WIDTH // 3)
+    blocks: list[list[int]] = []
+    used = left
+    for k in range(1, len(head)):
+        if used + needs[k] > left:
+            blocks.append([0])
+            used = 0
+        blocks[-1].append(k)
+        used += needs[k]
+    return blocks or [[0]]
+
+
+def paragraphs(command: Callable[..., Any]) -> str:
+    """Return the docstring of a command with its lines joined, so that help is wrapped at the width of the terminal."""
+    text = inspect.cleandoc(command.__doc__ or "")
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
 def show_json(value: Any) -> None:
     """Print the command's result as JSON on stdout. What JSON cannot hold is an error, never a wrong value."""
     print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False), flush=True)
@@ -58,7 +105,9 @@ def problems_of(error: BaseException) -> list[dict[str, str]]:
     return [{"where": p.where, "what": p.what, "fix": p.fix, "severity": p.severity} for p in found]
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = (), whole: bool = False
+) -> None:
     """Print a table on stdout that folds its cells to fit the width.
 
     Args:
@@ -66,12 +115,14 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
         columns: headings.
         rows: cells.
         numbers: columns that are aligned to the right.
+        whole: keep the first column unfolded, because it is copied from.
     """
     from rich import box
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index in numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if index in numbers else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=whole and index == 0)
     for row in rows:
         table.add_row(*[_escaped(cell) for cell in row])
     console = Console(width=min(WIDTH, Console().width) if sys.stdout.isatty() else WIDTH, highlight=False)

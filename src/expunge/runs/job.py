@@ -188,6 +188,9 @@ def _prove(
         notes=[*_notes(checked, done, known), *([] if shelf is None else [_SHARED])],
     )
     full = conclude(report, request, result, checked.verdict).report
+    full = replace(
+        full, notes=[*full.notes, *summary.still_notes(full.verdict or {}, done["training"] and done["train"])]
+    )
     if (again := _retraining(recipe)) is not None:
         full = replace(full, cost={**full.cost, "retraining": again})
     with writing(folder.path):

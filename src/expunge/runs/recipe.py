@@ -167,6 +167,11 @@ def _validate(
                 problems.append(Problem(where, MISSING, fix))
             elif item["type"] == "extra_forbidden":
                 problems.append(Problem(where, "is not a part of a recipe", _whose(key)))
+            elif item["type"] == "string_pattern_mismatch":
+                # The only pattern is that of a role; without a file, it was written as --set limits.ROLE.
+                if not line:
+                    where = f"--set {'limits' if parts[0] == 'audit_limits' else parts[0]}.{parts[1]}"
+                problems.append(Problem(where, "names no set", near_names(parts[1], ["forget", "retain", "holdout"])))
             else:
                 fix = f"change it ({Recipe.model_fields[parts[0]].description})"
                 if item["type"] == "literal_error":

@@ -23,6 +23,8 @@ QUOTED = {"forget": 40, "retain": 20, "holdout": 20}
 DRAWN = 400
 # Audits read at least this many examples of the sets that are not to be forgotten.
 AT_LEAST = 100
+# With this share of the original's trace left on every test, forgetting has hardly begun.
+HARDLY = 0.9
 
 
 def request_summary(request: DeletionRequest) -> RequestSummary:
@@ -112,6 +114,25 @@ def crash_notes(findings: Sequence[Finding]) -> list[str]:
     """Say which audits crashed, since the verdict cannot count them."""
     crashed = [f.audit for f in findings if f.status == "crashed"]
     return [f"Crashed and not counted in the verdict: {', '.join(crashed)}."] if crashed else []
+
+
+def still_notes(verdict: Mapping[str, Any], train: Mapping[str, Any] | None) -> list[str]:
+    """Say what to change where training left nearly everything that the model knew of the forget set.
+
+    Args:
+        verdict: the verdict of a report.
+        train: settings of training; None where nothing was trained.
+    """
+    left = [
+        row["remaining"] for row in verdict.get("rows", []) if row["about"] == "forget" and row["result"] == "different"
+    ]
+    if not train or verdict.get("result") != "not removed" or not left or min(x or 0.0 for x in left) < HARDLY:
+        return []
+    return [
+        f"Training hardly changed what the model knows of the forget set: at least {HARDLY:.0%} is left on every test "
+        f"that tells. Train harder: raise learning_rate (now {train['learning_rate']:g}) or epochs (now "
+        f"{train['epochs']:g})."
+    ]
 
 
 def proving_cost(result: AuditResult) -> dict[str, float]:
