@@ -1,12 +1,14 @@
-"""Evaluates a model on TOFU with open-unlearning's own functions, so that an import can be held against them.
+"""Evaluates a model with open-unlearning's own functions, so that an import can be held against them.
 
     python benchmarks/import_parity.py --open-unlearning DIR --model M --retained R --split forget05 --out RUN \
         --data FOLDER --model-config FILE [--holdout FILE]
+    python benchmarks/import_parity.py --open-unlearning DIR --model M --retained R --split News --out RUN \
+        --data MUSE_FOLDER --model-config FILE
 
 DIR is a checkout of locuslab/open-unlearning. Its preprocessing, collator, metrics and attacks are read from there and
 run as they are, but for its imports and its configuration by hydra; nothing of them is part of Expunge. Two run folders
-come out, RUN/retained and RUN/model, each with ``TOFU_EVAL.json``, ``TOFU_SUMMARY.json`` and ``.hydra/config.yaml`` as
-its evaluator leaves them. Then:
+come out, RUN/retained and RUN/model, each with ``TOFU_EVAL.json`` (or ``MUSE_EVAL.json``), its summary and
+``.hydra/config.yaml`` as its evaluator leaves them. Then:
 
     expunge import open-unlearning RUN/model RUN/retained --model M --reference R
 """
@@ -25,20 +27,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Union
 
+import datasets
 import numpy as np
 import scipy
 import sklearn.metrics
 import torch
 import yaml
 from rouge_score import rouge_scorer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from expunge.benchmarks.open_unlearning_metrics import UTILITY
 
 BATCH = 32
 GENERATION = {"do_sample": False, "top_p": None, "temperature": None, "max_new_tokens": 200, "use_cache": True}
 ATTACKS = {"mia_loss": ("LOSSAttack", {}), "mia_zlib": ("ZLIBAttack", {}), "mia_min_k": ("MinKProbAttack", {"k": 0.4}),
-           "mia_min_k_plus_plus": ("MinKPlusPlusAttack", {"k": 0.4})}  # fmt: skip
+           "mia_min_k_plus_plus": ("MinKPlusPlusAttack", {"k": 0.4}),
+           "mia_gradnorm": ("GradNormAttack", {"p": 2})}  # fmt: skip
 
 
 def theirs(checkout: Path) -> dict[str, Any]:
@@ -52,13 +56,15 @@ def theirs(checkout: Path) -> dict[str, Any]:
         "ks_2samp": scipy.stats.ks_2samp, "roc_auc_score": sklearn.metrics.roc_auc_score,
         "unlearning_metric": lambda name: lambda function: function,
         "transformers": SimpleNamespace(PreTrainedTokenizer=Any),
-        "StoppingCriteria": object, "StoppingCriteriaList": list, "PreTrainedTokenizer": Any, "zlib": zlib,
+        "StoppingCriteria": StoppingCriteria, "StoppingCriteriaList": StoppingCriteriaList, "Dataset": object,
+        "datasets": SimpleNamespace(load_dataset=datasets.Dataset.from_list), "PreTrainedTokenizer": Any, "zlib": zlib,
         "Any": Any, "Dict": dict, "List": list, "Union": Union, "Sequence": list,
     }  # fmt: skip
     files = ("data/utils", "data/collators", "evals/metrics/utils", "evals/metrics/memorization",
              "evals/metrics/privacy", "evals/metrics/utility", "evals/metrics/mia/all_attacks",
              "evals/metrics/mia/loss", "evals/metrics/mia/min_k", "evals/metrics/mia/min_k_plus_plus",
-             "evals/metrics/mia/zlib", "evals/metrics/mia/utils")  # fmt: skip
+             "evals/metrics/mia/zlib", "evals/metrics/mia/utils", "evals/metrics/mia/gradnorm",
+             "evals/metrics/mia/reference", "data/pretraining")  # fmt: skip
     for name in files:
         path = checkout / "src" / f"{name}.py"
         kept: list[ast.stmt] = [
@@ -124,7 +130,7 @@ class Evaluation:
         }
         return dict(self.scope[metric](self.model, **given))
 
-    def all(self, retained: dict[str, Any] | None) -> dict[str, Any]:
+    def all(self, retained: dict[str, Any] | None, reference: Any) -> dict[str, Any]:
         """Every metric that Expunge recomputes, under the names of their configuration."""
         out: dict[str, Any] = {}
         for short in ("forget", "retain", "ra", "wf"):
@@ -150,22 +156,66 @@ class Evaluation:
                                           **(logs if retained else {}))  # fmt: skip
         if "holdout" in self.rows:
             sides = {side: self.data(side) for side in ("forget", "holdout")}
-            for name, (attack, more) in ATTACKS.items():
-                given = {"tokenizer": self.tokenizer} if "zlib" in name else more
-                out[name] = self.scope["mia_auc"](self.scope[attack], self.model, sides, self.collate(), BATCH, **given)
-            logs = {"reference_logs": {"retain_model_logs": {"retain": (retained or {}).get("mia_min_k")}}}
-            out["privleak"] = self.call("privleak", pre_compute={"forget": out["mia_min_k"]}, ref_value=0.5,
-                                        **(logs if retained else {}))  # fmt: skip
+            out |= self.attacks(sides, retained, reference)
         return dict(sorted(out.items()))
 
+    def attacks(self, sides: dict[str, Any], retained: dict[str, Any] | None, reference: Any) -> dict[str, Any]:
+        """Every membership attack, and PrivLeak."""
+        out = {}
+        for name, (attack, more) in ATTACKS.items():
+            given = {"tokenizer": self.tokenizer} if "zlib" in name else more
+            batch = 1 if name == "mia_gradnorm" else BATCH
+            out[name] = self.scope["mia_auc"](self.scope[attack], self.model, sides, self.collate(), batch, **given)
+        if reference is not None:
+            out["mia_reference"] = self.scope["mia_auc"](
+                self.scope["ReferenceAttack"], self.model, sides, self.collate(), BATCH, reference_model=reference
+            )
+        logs = {"reference_logs": {"retain_model_logs": {"retain": (retained or {}).get("mia_min_k")}}}
+        out["privleak"] = self.call("privleak", pre_compute={"forget": out["mia_min_k"]}, ref_value=0.5,
+                                    **(logs if retained else {}))  # fmt: skip
+        return out
 
-def write(folder: Path, found: dict[str, Any], template: dict[str, Any], split: str, path: str) -> None:
+    def muse(self, retained: dict[str, Any] | None, reference: Any) -> dict[str, Any]:
+        """Every metric of MUSE that Expunge recomputes."""
+        out: dict[str, Any] = {}
+        for kept in ("forget", "retain"):
+            shots = self.rows[f"{kept}_qa_icl"]
+            data = []
+            for index, row in enumerate(self.rows[f"{kept}_qa"]):
+                asked = [one["question"] for one in [*shots, row]]
+                told = [one["answer"] for one in [*shots, row]]
+                made = self.scope["preprocess_chat_instance"](self.tokenizer, self.template, asked, told, 512, True)
+                data.append({**made, "index": index})
+            generation = {**GENERATION, "max_new_tokens": 32, "stopwords": ["\n\n", "\nQuestion", "Question:"]}
+            out[f"{kept}_knowmem_ROUGE"] = self.call(
+                "rouge", data, "left", generation_args=generation, rouge_type="rougeL_f1", batch_size=16
+            )
+
+        def texts(rows: list[dict[str, Any]], key: str, **more: Any) -> Any:
+            given = {"path": rows}
+            made = self.scope["CompletionDataset"](given, self.template, self.tokenizer, text_key=key, **more)
+            return [made[k] for k in range(len(rows))]
+
+        recited = self.rows["verbmem"]
+        generation = {**GENERATION, "max_new_tokens": 128}
+        out["forget_verbmem_ROUGE"] = self.call(
+            "rouge", texts(recited, "gt", insert_space=True, predict_with_generate=True), "left",
+            generation_args=generation, rouge_type="rougeL_f1", batch_size=8,
+        )  # fmt: skip
+        for name in ("extraction_strength", "exact_memorization"):
+            out[name] = self.call(name, texts(recited, "gt", insert_space=True), batch_size=8)
+        sides = {side: texts(self.rows[f"private_{side}"], "text") for side in ("forget", "holdout")}
+        return dict(sorted({**out, **self.attacks(sides, retained, reference)}.items()))
+
+
+def write(folder: Path, found: dict[str, Any], template: dict[str, Any], split: str, path: str, suite: str) -> None:
     """Leave results and config as their evaluator does."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    (folder / "TOFU_EVAL.json").write_text(json.dumps(found, indent=4), encoding="utf-8")
+    (folder / f"{suite}_EVAL.json").write_text(json.dumps(found, indent=4), encoding="utf-8")
     summary = {name: metric["agg_value"] for name, metric in found.items() if metric["agg_value"] is not None}
-    (folder / "TOFU_SUMMARY.json").write_text(json.dumps(summary, indent=4), encoding="utf-8")
-    config = {"mode": "eval", "forget_split": split, "eval": {"tofu": {"forget_split": "${forget_split}"}},
+    (folder / f"{suite}_SUMMARY.json").write_text(json.dumps(summary, indent=4), encoding="utf-8")
+    key = "data_split" if suite == "MUSE" else "forget_split"
+    config = {"mode": "eval", key: split, "eval": {suite.lower(): {key: f"${{{key}}}"}},
               "model": {"model_args": {"pretrained_model_name_or_path": path}, "template_args": template}}  # fmt: skip
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
@@ -181,17 +231,29 @@ def main() -> None:
     def lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
-    files = {"forget": f"{args.split}_perturbed", "retain": "retain_perturbed", "ra": "real_authors_perturbed",
-             "wf": "world_facts_perturbed"}  # fmt: skip
-    rows = {short: lines(Path(args.data) / f"{name}.json") for short, name in files.items()}
-    if args.holdout:
-        rows["holdout"] = lines(Path(args.holdout))
+    folder, suite = Path(args.data), "MUSE" if args.split in ("News", "Books") else "TOFU"
+    if suite == "MUSE":
+        files = {"forget_qa": "knowmem/forget_qa", "forget_qa_icl": "knowmem/forget_qa_icl",
+                 "retain_qa": "knowmem/retain_qa", "retain_qa_icl": "knowmem/retain_qa_icl",
+                 "verbmem": "verbmem/forget", "private_forget": "privleak/forget",
+                 "private_holdout": "privleak/holdout"}  # fmt: skip
+        rows = {name: json.loads((folder / f"{file}.json").read_text(encoding="utf-8")) for name, file in files.items()}
+        for name in ("private_forget", "private_holdout"):
+            rows[name] = [row if isinstance(row, dict) else {"text": row} for row in rows[name]]
+    else:
+        files = {"forget": f"{args.split}_perturbed", "retain": "retain_perturbed", "ra": "real_authors_perturbed",
+                 "wf": "world_facts_perturbed"}  # fmt: skip
+        rows = {short: lines(folder / f"{name}.json") for short, name in files.items()}
+        if args.holdout:
+            rows["holdout"] = lines(Path(args.holdout))
     template = yaml.safe_load(Path(args.model_config).read_text(encoding="utf-8"))["template_args"]
-    scope, retained = theirs(Path(args.open_unlearning)), None
+    scope, retained, reference = theirs(Path(args.open_unlearning)), None, None
     for name, path in (("retained", args.retained), ("model", args.model)):
-        found = Evaluation(scope, path, template, rows).all(retained)
-        write(Path(args.out) / name, found, template, args.split, path)
-        retained = found
+        evaluation = Evaluation(scope, path, template, rows)
+        evaluate = evaluation.muse if suite == "MUSE" else evaluation.all
+        retained = evaluate(retained, reference)
+        write(Path(args.out) / name, retained, template, args.split, path, suite)
+        reference = evaluation.model
 
 
 if __name__ == "__main__":

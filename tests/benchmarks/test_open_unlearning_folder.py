@@ -91,7 +91,7 @@ def test_muse(peer_run: PeerRunFolder) -> None:
     config = {"model": {"template_args": {}}, "data_split": "News", "eval": {"muse": {"data_split": "${data_split}"}}}
     found = read_run(peer_run("muse", {"privleak": {"agg_value": -30.0}}, config, suite="MUSE"))
     assert found.logs is not None
-    assert (found.logs.suite, found.split) == ("MUSE", "News")
+    assert (found.logs.suite, found.split, found.suite) == ("MUSE", "News", "MUSE")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,12 @@ def test_muse(peer_run: PeerRunFolder) -> None:
         ('{"forget_quality": {"value": 1}}', "has no 'agg_value', only value"),
         ('{"forget_quality": 3}', "has no 'agg_value', only int"),
         ('{"mia_loss": {"agg_value": 1, "value_by_index": [1]}}', "a list as 'value_by_index'"),
+        ('{"mia_loss": {"agg_value": "x"}}', "has 'x' as 'agg_value'"),
+        ('{"mia_loss": {"agg_value": 1, "forget": [1]}}', "has a list, not an object, as values of 'forget'"),
+        ('{"a": {"agg_value": 1, "value_by_index": {"7": [1]}}}', "has a list, not an object, as row 7"),
+        ('{"a": {"agg_value": 1, "value_by_index": {"7": {"prob": [1, "x"]}}}}', "as prob in row 7"),
+        ('{"a": {"agg_value": 1, "forget": {"value_by_index": {"7": {"score": "y"}}}}}', "'y' as score in row 7 of"),
+        ('{"a": {"agg_value": 1, "value_by_index": {"7": {"generation": 3}}}}', "has 3 as generation in row 7"),
     ],
 )
 def test_damaged_results(peer_run: PeerRunFolder, content: str, says: str) -> None:

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from expunge.benchmarks.open_unlearning_folder import Logs
 from expunge.benchmarks.open_unlearning_logs import LogRow, check_logs, finite
+from expunge.benchmarks.open_unlearning_metrics import UTILITY
 
 
 def mean_metric(values: list[Any], key: str = "prob") -> dict[str, Any]:
@@ -100,6 +101,33 @@ def test_missing_and_broken_values() -> None:
     assert found["wf_Q_A_Prob"].agrees is None
     assert "row 1" in found["wf_Q_A_Prob"].notes[0]
     assert found["forget_Q_A_gibberish"].follows.note == "no per-example values"
+
+
+def test_one_metric_without_values_does_not_hide_what_follows_from_others() -> None:
+    parts = {name: {"agg_value": 0.5} for name in UTILITY}
+    found = rows(
+        {**parts, "model_utility": {"agg_value": 0.5}, "forget_truth_ratio": {"agg_value": 0.5},
+         "forget_quality": {"agg_value": 0.5}},
+        retained={"forget_truth_ratio": {"agg_value": 0.5}},
+    )  # fmt: skip
+    assert found["model_utility"].agrees
+    assert found["forget_quality"].agrees is None
+
+
+def test_ratios_that_are_averaged_as_they_are() -> None:
+    values = mean_metric([0.3, 0.7], "score")
+    row = rows({"retain_Truth_Ratio": {**values, "agg_value": 0.5}})["retain_Truth_Ratio"]
+    assert row.agrees
+    values = mean_metric([0.3, 0.8], "score")
+    row = rows({"retain_Truth_Ratio": values})["retain_Truth_Ratio"]
+    assert row.agrees
+    assert "aggregator prob_mean" in row.notes[0]
+
+
+def test_attacks_without_values() -> None:
+    side = {"value_by_index": {"0": None}}
+    row = rows({"mia_loss": {"agg_value": 0.5, "forget": side, "holdout": {"value_by_index": None}}})["mia_loss"]
+    assert row.follows.note == "no per-example values"
 
 
 def test_rows_that_are_null_do_not_stop_the_rest() -> None:

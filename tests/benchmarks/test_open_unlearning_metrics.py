@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,26 @@ def test_all_metrics() -> None:
     wanted = dict(expected(model, retained))
     wanted["model_utility"] = float(hmean([wanted[name] for name in UTILITY]))
     assert {name: metric["agg_value"] for name, metric in found.items()} == pytest.approx(wanted)
-    assert set(found) == set(KNOWN)
+    assert set(found) == set(KNOWN) - {"mia_reference", "mia_gradnorm"}
+
+
+def test_attacks_that_need_more_than_scores() -> None:
+    model, retained = seen(), seen(50_000)
+    norms = {"forget": [float(k) for k in range(12)], "holdout": [k + 0.5 for k in range(8)]}
+    found = tofu_metrics(replace(model, norms=norms), None, retained)
+    pairs = [(f, h) for f in norms["forget"] for h in norms["holdout"]]
+    assert found["mia_gradnorm"]["agg_value"] == pytest.approx(np.mean([h > f for f, h in pairs]))
+    apart = {
+        side: [loss(a) - loss(b) for a, b in zip(model.answers[side], retained.answers[side], strict=True)]
+        for side in ("forget", "holdout")
+    }
+    assert [e["score"] for e in found["mia_reference"]["holdout"]["value_by_index"].values()] == pytest.approx(
+        apart["holdout"]
+    )
+    wins = [h > f for f in apart["forget"] for h in apart["holdout"]]
+    assert found["mia_reference"]["agg_value"] == pytest.approx(np.mean(wins))
+    gap = replace(model, answers={**model.answers, "holdout": [None, *model.answers["holdout"][1:]]})
+    assert np.isnan(tofu_metrics(gap, None, retained)["mia_reference"]["agg_value"])
 
 
 def test_without_a_retained_model() -> None:

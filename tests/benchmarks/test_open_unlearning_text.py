@@ -13,9 +13,11 @@ from expunge.benchmarks.open_unlearning_text import (
     Template,
     TemplateEncoder,
     default_template,
+    gradient_norms,
     parity_generations,
     parity_scores,
     parity_tokens,
+    running_tokens,
 )
 from expunge.errors import BadInput
 from expunge.tasks.causal_lm import CausalLM
@@ -129,6 +131,56 @@ def test_generation_is_greedy_from_a_left_padded_prompt(tiny_lm: TinyLM, templat
     assert [one.generation for one in found] == expected
     truths = [one.truth for one in found]
     assert all(answer in truth for truth, (_, answer) in zip(truths, PAIRS, strict=True))
+
+
+def test_solved_questions_stand_before_the_one_asked(tiny_lm: TinyLM) -> None:
+    shots = [("Who sang?", "Anna."), ("Who left?", "Tomas.")]
+    assert TEXT.text("Why?", shots) == (
+        "Question: Who sang?\nAnswer: Anna.\n\nQuestion: Who left?\nAnswer: Tomas.\n\nQuestion: Why?\nAnswer: "
+    )
+    roles = [turn["role"] for turn in CHAT.turns("Why?", shots)]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    task = tiny_lm(chat=True)
+    ids, start = parity_tokens(task.tokenizer, CHAT, "Why?", "So.", shots)
+    assert task.tokenizer.decode(ids[:start]).endswith("<|user|>\nWhy?<|eos|>\n<|assistant|>\n")
+    assert task.tokenizer.decode(ids[start:]).startswith("So.")
+
+
+def test_running_text_has_a_beginning_and_no_end(tiny_lm: TinyLM) -> None:
+    task = tiny_lm()
+    ids, start = running_tokens(task.tokenizer, "sold clocks.", "Mirela walked and")
+    assert task.tokenizer.decode(ids) == "Mirela walked and sold clocks."
+    assert start == len(task.tokenizer("Mirela walked and")["input_ids"])
+    alone, first = running_tokens(task.tokenizer, "sold clocks.")
+    assert (alone, first) == (task.tokenizer("sold clocks.")["input_ids"], 1)
+    assert len(running_tokens(task.tokenizer, "sold clocks. " * 900, "Mirela")[0]) == 2048 + len(
+        task.tokenizer("Mirela")["input_ids"]
+    )
+
+
+def test_answers_end_before_a_stop(tiny_lm: TinyLM) -> None:
+    task = tiny_lm()
+    (whole,) = parity_generations(task, TEXT, PAIRS[:1], new_tokens=12)
+    stop = whole.generation[3:5]
+    (cut,) = parity_generations(task, TEXT, PAIRS[:1], new_tokens=12, stops=[stop])
+    assert cut.generation == whole.generation.split(stop)[0].strip()
+
+
+@pytest.mark.parametrize("pad_is_eos", [True, False])
+def test_gradient_norms_by_hand(tiny_lm: TinyLM, pad_is_eos: bool) -> None:
+    task = tiny_lm(chat=True, pad_is_eos=pad_is_eos)
+    rows = by_hand(task, CHAT)
+    found = gradient_norms(task, [*rows, (rows[0][0], len(rows[0][0]) - 1)])
+    assert np.isnan(found[-1])
+    for (ids, start), norm in zip(rows, found, strict=False):
+        grid = torch.tensor([ids])
+        logits = task.model(input_ids=grid, attention_mask=grid != task.tokenizer.pad_token_id).logits[0]
+        nll = [-logits[t - 1].log_softmax(-1)[ids[t]] for t in range(start, len(ids) - 1)]
+        task.model.zero_grad()
+        torch.stack(nll).mean().backward()
+        norms = [float(p.grad.norm()) for p in task.model.parameters() if p.grad is not None]
+        assert norm == pytest.approx(np.mean(norms), rel=1e-3)
+    task.model.zero_grad(set_to_none=True)
 
 
 def task_text(ids: list[int], task: CausalLM, answer: str) -> str:

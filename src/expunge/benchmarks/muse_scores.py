@@ -7,7 +7,7 @@ Source: Shi et al. 2024, MUSE (arXiv:2407.06460), section 3, and the authors' co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,11 +30,13 @@ class Said:
         score: mean over all prompts, times 100; an empty answer counts as 0, as in the paper.
         empty: share of answers without a letter or digit; where it is high, a low score is damage and not forgetting.
         n: prompts.
+        each: what ``score`` averages, from 0 to 1, in the order of the prompts.
     """
 
     score: float
     empty: float
     n: int
+    each: tuple[float, ...] = field(default=(), repr=False)
 
 
 def verbatim(model: CausalLM, pairs: Sequence[tuple[str, str]], tokens: int = VERBATIM_TOKENS) -> Said:
@@ -112,4 +114,5 @@ def _first(model: CausalLM, text: str, tokens: int) -> str:
 
 def _compare(said: Sequence[str], truths: Sequence[str]) -> Said:
     scores = [rouge_l(text, truth, "plain").f1 for text, truth in zip(said, truths, strict=True)]
-    return Said(100 * float(np.mean(scores)), float(np.mean([is_empty(text) for text in said])), len(said))
+    empty = float(np.mean([is_empty(text) for text in said]))
+    return Said(100 * float(np.mean(scores)), empty, len(said), tuple(scores))

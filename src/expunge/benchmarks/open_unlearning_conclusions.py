@@ -7,7 +7,7 @@ as TOFU reads it; membership shows where the interval of the AUC leaves out 0.5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,17 +247,104 @@ def _leak(sides: Sides) -> Conclusion:
         theirs = Answer(_leaks("above" if value > 0 else "below"), f"{value:.1f}, against an AUC of {against:.3g}")
         return Conclusion("privleak", question, theirs, Answer("no number", ours.note))
     own, other = (_attack(metrics["mia_min_k"], sides.ids) for metrics in (sides.model, sides.retained))
+    theirs_found = leak_interval(own, other, parity=True)
+    answers = [Answer(_leaks(_direction(e)), _interval(e, 1)) for e in (theirs_found, ours)]
+    return Conclusion("privleak", question, *answers)
+
+
+def leak_interval(
+    own: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]], parity: bool
+) -> Estimate:
+    """Return PrivLeak with its interval.
+
+    Args:
+        own, other: "forget" and "holdout" -> id -> score, high for members, of the model and of the retained one.
+        parity: with their denominator; without, no number where the retained model's AUC is 1.
+    """
+    if not np.isfinite([v for side in (*own.values(), *other.values()) for v in side.values()]).all():
+        return Estimate(None, note="a text has no score")
+    if not parity and auc(*(list(other[side].values()) for side in ("forget", "holdout"))) >= 1:
+        return Estimate(None, note="undefined: the retained model's AUC is 1")
     samples = {**own, **{f"retained {role}": values for role, values in other.items()}}
-    # As for our interval: a resample in which the retained model's AUC reaches 1 has no ratio.
+    # As for our audit: a resample in which the retained model's AUC reaches 1 has no ratio.
     most = 1 - 1 / (len(own["forget"]) * len(own["holdout"]))
 
     def leak(parts: Mapping[str, Any]) -> float:
         area = min(auc(parts["retained forget"], parts["retained holdout"]), most)
-        return privleak(auc(parts["forget"], parts["holdout"]), area, parity=True)
+        return privleak(auc(parts["forget"], parts["holdout"]), area, parity=parity)
 
-    theirs_found = statistic_interval(samples, leak, resamples=1000)
-    answers = [Answer(_leaks(_direction(e)), _interval(e, 1)) for e in (theirs_found, ours)]
-    return Conclusion("privleak", question, *answers)
+    return statistic_interval(samples, leak, resamples=1000)
+
+
+@dataclass(frozen=True)
+class MuseSides:
+    """What is compared of MUSE: metrics in their layout, of the model and of the retained one.
+
+    Attributes:
+        theirs, theirs_retained: by their definitions; None without the retained model's weights.
+        ours, ours_retained: by ours.
+    """
+
+    theirs: Mapping[str, Metric]
+    theirs_retained: Mapping[str, Metric] | None
+    ours: Mapping[str, Metric]
+    ours_retained: Mapping[str, Metric] | None
+
+    @property
+    def pairs(self) -> tuple[tuple[Mapping[str, Metric], Mapping[str, Metric] | None], ...]:
+        """(model, retained) of either side."""
+        return (self.theirs, self.theirs_retained), (self.ours, self.ours_retained)
+
+
+def muse_conclusions(sides: MuseSides, estimate: Callable[[str, Metric], Estimate]) -> list[Conclusion]:
+    """Ask the same questions of MUSE's metrics.
+
+    Args:
+        sides: both definitions.
+        estimate: a metric's number with its interval.
+    """
+    out, retained = [], sides.theirs_retained
+    for name, metric in sides.theirs.items():
+        answers = []
+        if name.startswith("mia_") and name in sides.ours:
+            for side in (sides.theirs, sides.ours):
+                area = estimate(name, side[name])
+                answers.append(Answer(_told(area), _interval(area)))
+            out.append(Conclusion(name, "Can the forget set be told from unseen examples?", *answers))
+        elif name == "privleak":
+            out.append(_muse_leak(sides, metric))
+        elif retained is not None and name in retained and name in sides.ours:
+            for model, other in sides.pairs:
+                assert other is not None
+                found = _difference(per_example(name, model[name]), per_example(name, other[name]), {})
+                answers.append(Answer(_direction(found), _interval(found)))
+            out.append(Conclusion(name, "Is it above or below the retained model's?", *answers))
+    return out
+
+
+def our_leak(own: Mapping[str, Metric], retained: Mapping[str, Metric] | None) -> Estimate:
+    """Return PrivLeak of our Min-K, in a layout of ``MUSE_EVAL.json``; no number without the retained model."""
+    if retained is None:
+        return Estimate(None, note="needs the model trained without the forget set")
+    return leak_interval(_by_side(own["mia_min_k"]), _by_side(retained["mia_min_k"]), parity=False)
+
+
+def _by_side(metric: Metric) -> dict[str, dict[str, float]]:
+    return {role: {i: -e["score"] for i, e in metric[role]["value_by_index"].items()} for role in ("forget", "holdout")}
+
+
+def _muse_leak(sides: MuseSides, metric: Metric) -> Conclusion:
+    question = "Does membership show more or less than in the retained model?"
+    if sides.theirs_retained is None:
+        value = metric["agg_value"]
+        theirs = Answer(_leaks("above" if value > 0 else "below"), f"{value:.1f}, without the retained model's weights")
+    else:
+        own, other = (_by_side(side["mia_min_k"]) for side in (sides.theirs, sides.theirs_retained))
+        found = leak_interval(own, other, parity=True)
+        theirs = Answer(_leaks(_direction(found)), _interval(found, 1))
+    mine = our_leak(sides.ours, sides.ours_retained)
+    word = "no number" if mine.value is None else _leaks(_direction(mine))
+    return Conclusion("privleak", question, theirs, Answer(word, _interval(mine, 1)))
 
 
 def _leaks(direction: str) -> str:

@@ -22,6 +22,8 @@ from expunge.tasks.storage import is_model
 
 SUITES = ("TOFU", "MUSE")
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+NUMBERS = ("prob", "avg_loss", "score", "rouge1_recall", "rougeL_f1", "rougeL_recall")
+TEXTS = ("generation", "ground_truth")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -55,6 +57,7 @@ class PeerRun:
         split: "forget10" or so (TOFU), "News" or "Books" (MUSE); None without a config.
         retained_logs: results of the retained model that the config names, where the file is there.
         named_retained: what the config says that it is.
+        suite: "TOFU" or "MUSE", by its results or its config; None where neither says.
     """
 
     folder: Path
@@ -65,6 +68,7 @@ class PeerRun:
     split: str | None = None
     retained_logs: Logs | None = None
     named_retained: str | None = None
+    suite: str | None = None
 
 
 def read_run(folder: str | Path) -> PeerRun:
@@ -87,6 +91,7 @@ def read_run(folder: str | Path) -> PeerRun:
         raise BadInput(Problem(str(folder), f"is no run folder of open-unlearning: it holds {there}", fix))
     template = split = named = named_retained = None
     retained_logs = None
+    suite = logs.suite if logs else None
     if config:
         model = config.get("model")
         args = model.get("template_args") if isinstance(model, Mapping) else None
@@ -98,18 +103,16 @@ def read_run(folder: str | Path) -> PeerRun:
             except BadInput as error:
                 problems += error.problems
         named = _text(_get(config, "model.model_args.pretrained_model_name_or_path"))
-        suite = logs.suite if logs else next((s for s in SUITES if _get(config, f"eval.{s.lower()}")), "TOFU")
-        key = "forget_split" if suite == "TOFU" else "data_split"
-        split = _text(_get(config, f"eval.{suite.lower()}.{key}") or _get(config, key))
-        named_retained = _text(
-            _get(config, f"eval.{suite.lower()}.retain_logs_path") or _get(config, "retain_logs_path")
-        )
+        suite = suite or next((s for s in SUITES if _get(config, f"eval.{s.lower()}")), None)
+        key, part = "data_split" if suite == "MUSE" else "forget_split", f"eval.{(suite or 'TOFU').lower()}"
+        split = _text(_get(config, f"{part}.{key}") or _get(config, key))
+        named_retained = _text(_get(config, f"{part}.retain_logs_path") or _get(config, "retain_logs_path"))
         if named_retained and (found := _beside(folder, named_retained)) is not None:
             retained_logs = read_logs(found, problems)
     checkpoint = _checkpoint(folder, named, config, problems)
     if problems:
         raise BadInput(problems)
-    return PeerRun(folder, logs, checkpoint, named, template, split, retained_logs, named_retained)
+    return PeerRun(folder, logs, checkpoint, named, template, split, retained_logs, named_retained, suite)
 
 
 def read_logs(file: Path, problems: list[Problem]) -> Logs | None:
@@ -128,12 +131,35 @@ def read_logs(file: Path, problems: list[Problem]) -> Logs | None:
         if not isinstance(value, dict) or "agg_value" not in value:
             has = ", ".join(sorted(value)[:5]) if isinstance(value, dict) else type(value).__name__
             problems.append(Problem(f"{file}: {name}", f"has no 'agg_value', only {has or 'nothing'}", fix))
-        elif not isinstance(value.get("value_by_index") or {}, dict):
-            kind = type(value["value_by_index"]).__name__
-            problems.append(Problem(f"{file}: {name}", f"has a {kind} as 'value_by_index', not an object", fix))
+        else:
+            sides = [(f" of '{side}'", value[side]) for side in ("forget", "holdout") if side in value]
+            for where, part in (("", value), *sides):
+                if (what := _wrong_entries(part)) is not None:
+                    problems.append(Problem(f"{file}: {name}", f"{what}{where}", fix))
     summary_file = file.with_name(f"{suite}_SUMMARY.json")
     summary = (_json(summary_file, problems) or {}) if summary_file.is_file() else {}
     return Logs(file, suite, content, summary)
+
+
+def _wrong_entries(part: Any) -> str | None:
+    """Say what is wrong with the per-example values of a metric, or of one side of it; None where nothing is."""
+    if not isinstance(part, dict):
+        return f"has a {type(part).__name__}, not an object, as values"
+    if not isinstance(part.get("agg_value"), int | float | None):
+        return f"has {part['agg_value']!r:.40} as 'agg_value'"
+    entries = part.get("value_by_index")
+    if entries is None:
+        return None
+    if not isinstance(entries, dict):
+        return f"has a {type(entries).__name__} as 'value_by_index', not an object"
+    for index, entry in entries.items():
+        if entry is not None and not isinstance(entry, dict):
+            return f"has a {type(entry).__name__}, not an object, as row {index}"
+        for key, value in (entry or {}).items():
+            kind = str if key in TEXTS else (int, float) if key in NUMBERS else object
+            if any(v is not None and not isinstance(v, kind) for v in (value if isinstance(value, list) else [value])):
+                return f"has {value!r:.40} as {key} in row {index}"
+    return None
 
 
 def read_template(file: str | Path) -> Template:

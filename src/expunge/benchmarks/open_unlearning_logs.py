@@ -54,10 +54,7 @@ def check_logs(logs: Logs, retained: Logs | None = None) -> list[LogRow]:
     """
     others = retained.metrics if retained is not None else None
     known = {name: dict(metric) for name, metric in logs.metrics.items() if metric.get("agg_value") is not None}
-    try:
-        follow = derived(known, others)
-    except (KeyError, TypeError, ValueError):
-        follow = {}  # parts without per-example values: nothing follows from them
+    follow = derived(known, others)
     return [_row(name, logs, follow, others) for name in logs.metrics]
 
 
@@ -71,8 +68,7 @@ def _row(name: str, logs: Logs, follow: Mapping[str, Any], retained: Mapping[str
         found = Estimate(finite(follow.get(name, {}).get("agg_value")))
         notes += _derived_notes(name, logged, metric, logs, retained)
     else:
-        key = "rougeL_f1" if logs.suite == "MUSE" and "ROUGE" in name else None
-        values = per_example(name, metric, key)
+        values = per_example(name, metric)
         entries = len(metric.get("value_by_index") or {})
         broken = [index for index, value in values.items() if not math.isfinite(value)]
         if broken:
@@ -86,21 +82,40 @@ def _row(name: str, logs: Logs, follow: Mapping[str, Any], retained: Mapping[str
             notes.append(
                 f"{gap}; what is made of two such metrics is paired by position there, so a gap shifts the rest"
             )
+        plain = _plain_mean(name, metric)
+        if plain is not None and logged is not None and not _equal(logged, found.value) and _equal(logged, plain):
+            found = Estimate(plain)
+            notes.append("averaged as they are (aggregator prob_mean), which is no truth ratio of TOFU's definition")
         if "ROUGE" in name:
             notes += _rouge_notes(metric, logs.suite)
     summary = finite(logs.summary.get(name)) if name in logs.summary else None
-    if summary is not None and logged is not None and abs(summary - logged) > AGREES * max(1.0, abs(logged)):
+    if summary is not None and logged is not None and not _equal(logged, summary):
         notes.append(f"{logs.suite}_SUMMARY.json says {summary:.4g}")
     agrees = None
     if logged is not None and found.value is not None:
-        agrees = bool(abs(logged - found.value) <= AGREES * max(1.0, abs(logged)))
+        agrees = _equal(logged, found.value)
     return LogRow(name, logged, found, agrees, tuple(notes))
+
+
+def _equal(logged: float, other: float | None) -> bool:
+    return other is not None and abs(logged - other) <= AGREES * max(1.0, abs(logged))
+
+
+def _plain_mean(name: str, metric: Mapping[str, Any]) -> float | None:
+    """The mean of truth ratios without a score made of them; None for other metrics."""
+    if not name.lower().endswith("truth_ratio"):
+        return None
+    rows = (metric.get("value_by_index") or {}).values()
+    scores = [finite((row or {}).get("score")) for row in rows]
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known and len(known) == len(scores) else None
 
 
 def _area(metric: Mapping[str, Any]) -> Estimate:
     sides = []
     for side in ("forget", "holdout"):
-        values = [e.get("score") for e in (metric.get(side) or {}).get("value_by_index", {}).values()]
+        entries = (metric.get(side) or {}).get("value_by_index") or {}
+        values = [(entry or {}).get("score") for entry in entries.values()]
         if not values or any(value is None or not math.isfinite(value) for value in values):
             return Estimate(None, note="no per-example values")
         sides.append(-np.array(values, dtype=float))
@@ -133,7 +148,8 @@ def _derived_notes(
 
 
 def _rouge_notes(metric: Mapping[str, Any], suite: str) -> list[str]:
-    said = [e for e in (metric.get("value_by_index") or {}).values() if {"generation", "ground_truth"} <= set(e or {})]
+    rows = [entry or {} for entry in (metric.get("value_by_index") or {}).values()]
+    said = [row for row in rows if None not in (row.get("generation"), row.get("ground_truth"))]
     if not said:
         return []
     notes = []

@@ -44,7 +44,8 @@ UTILITY = (
 # Everything that is recomputed.
 KNOWN = (
     "forget_quality", "model_utility", "privleak", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio",
-    "extraction_strength", "exact_memorization", "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", *UTILITY,
+    "extraction_strength", "exact_memorization", "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus",
+    "mia_reference", "mia_gradnorm", *UTILITY,
     "forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob", "retain_Q_A_PARA_Prob", "retain_Q_A_PERT_Prob",
     "ra_Q_A_Prob", "ra_Q_A_PERT_Prob", "wf_Q_A_Prob", "wf_Q_A_PERT_Prob",
 )  # fmt: skip
@@ -59,21 +60,26 @@ class Seen:
         paraphrased: the same of the paraphrased answers ("forget", "retain").
         perturbed: per example, the scores of its wrong answers.
         said: greedy answers beside the true ones.
+        norms: set ("forget", "holdout") -> norms of gradients, for ``mia_gradnorm``.
     """
 
     answers: Mapping[str, Scored]
     paraphrased: Mapping[str, Scored] = field(default_factory=dict)
     perturbed: Mapping[str, Sequence[Scored]] = field(default_factory=dict)
     said: Mapping[str, Sequence[Said]] = field(default_factory=dict)
+    norms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-def tofu_metrics(seen: Seen, retained: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Metric]:
+def tofu_metrics(
+    seen: Seen, retained: Mapping[str, Mapping[str, Any]] | None = None, reference: Seen | None = None
+) -> dict[str, Metric]:
     """Return every metric that what was seen allows, as ``TOFU_EVAL.json`` holds it.
 
     Args:
         seen: of the model.
         retained: the metrics of the model that was trained without the forget set; without it forget quality is None
             and PrivLeak is compared with an AUC of 0.5, as there.
+        reference: what that model was seen to do; it is the reference of ``mia_reference``, which is left out without.
 
     Returns:
         Metric -> ``{"agg_value": ..., "value_by_index": {index: {...}}}``; indices are the rows of the file as text.
@@ -83,7 +89,7 @@ def tofu_metrics(seen: Seen, retained: Mapping[str, Mapping[str, Any]] | None = 
         if role != "holdout":
             out[f"{role}_Q_A_Prob"] = _probability(seen.answers[role])
         if role in seen.said:
-            out[f"{role}_Q_A_ROUGE"] = _rouge(seen.said[role])
+            out[f"{role}_Q_A_ROUGE"] = rouge(seen.said[role], "recall")
         wrong = seen.perturbed.get(role)
         if wrong is None:
             continue
@@ -103,13 +109,38 @@ def tofu_metrics(seen: Seen, retained: Mapping[str, Mapping[str, Any]] | None = 
         name = "forget_truth_ratio" if role == "forget" else f"{role}_Truth_Ratio"
         out[name] = {**ratios, "agg_value": _mean(scores)}
     forget = seen.answers["forget"]
-    out["extraction_strength"] = _scores(forget, lambda s: extraction_strength(s, parity=True), none=0.0)
-    out["exact_memorization"] = _scores(forget, _exact, none=None)
-    if "holdout" in seen.answers:
-        for name in ATTACKS:
-            out[name] = attack(name, forget, seen.answers["holdout"])
+    out |= memorised(forget)
+    out |= attacks(seen, reference)
     out |= derived(out, retained)
     return out
+
+
+def memorised(answers: Scored) -> dict[str, Metric]:
+    """Return extraction strength and exact memorisation."""
+    return {
+        "extraction_strength": _scores(answers, lambda s: extraction_strength(s, parity=True), none=0.0),
+        "exact_memorization": _scores(answers, _exact, none=None),
+    }
+
+
+def attacks(seen: Seen, reference: Seen | None) -> dict[str, Metric]:
+    """Return every membership attack that what was seen allows; see ``tofu_metrics``."""
+    if "holdout" not in seen.answers:
+        return {}
+    sides = {side: seen.answers[side] for side in ("forget", "holdout")}
+    out = {name: attack(name, *sides.values()) for name in ATTACKS}
+    if seen.norms:
+        out["mia_gradnorm"] = told_apart(seen.norms["forget"], seen.norms["holdout"])
+    if reference is not None:
+        both = ([nll(s) - nll(r) for s, r in zip(own, reference.answers[side], strict=True)]
+                for side, own in sides.items())  # fmt: skip
+        out["mia_reference"] = told_apart(*both)
+    return out
+
+
+def nll(scores: TokenScores | None) -> float:
+    """Return the NLL per token, end of sequence included; NaN for an answer without a label."""
+    return float("nan") if scores is None else scores.nll
 
 
 def derived(
@@ -123,8 +154,7 @@ def derived(
     """
     out: dict[str, Metric] = {}
     if (ratios := metrics.get("forget_truth_ratio")) is not None:
-        other = (retained or {}).get("forget_truth_ratio")
-        out["forget_quality"] = {"agg_value": None if other is None else ks_p(ratios, other)}
+        out["forget_quality"] = {"agg_value": ks_p(ratios, (retained or {}).get("forget_truth_ratio") or {})}
     if all(name in metrics for name in UTILITY):
         from scipy.stats import hmean
 
@@ -138,12 +168,17 @@ def derived(
     return out
 
 
-def ks_p(ratios: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Return the p-value of the two-sample KS test between two models' truth ratios."""
+def ks_p(ratios: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """Return the p-value of the two-sample KS test between two models' truth ratios; None where one has none."""
     from scipy.stats import ks_2samp
 
-    one, two = ([entry["score"] for entry in side["value_by_index"].values()] for side in (ratios, other))
-    return float(ks_2samp(one, two).pvalue)
+    both = []
+    for side in (ratios, other):
+        scores = [(entry or {}).get("score") for entry in (side.get("value_by_index") or {}).values()]
+        if not scores or None in scores:
+            return None
+        both.append(scores)
+    return float(ks_2samp(*both).pvalue)
 
 
 def attack(name: str, forget: Scored, holdout: Scored) -> Metric:
@@ -158,12 +193,17 @@ def attack(name: str, forget: Scored, holdout: Scored) -> Metric:
         and neither is the area then (there, the evaluation breaks off).
     """
     score, none = ATTACKS[name]
-    found = {
-        side: _scores(answers, lambda s: -score(s), none)
-        for side, answers in {"forget": forget, "holdout": holdout}.items()
+    return told_apart(*([none if s is None else -score(s) for s in answers] for answers in (forget, holdout)))
+
+
+def told_apart(forget: Sequence[float], holdout: Sequence[float]) -> Metric:
+    """Return a membership metric of scores that are high for what was not trained on; its area is NaN if one is."""
+    found: dict[str, Any] = {
+        side: {"agg_value": _mean(values), "value_by_index": {str(i): {"score": v} for i, v in enumerate(values)}}
+        for side, values in {"forget": forget, "holdout": holdout}.items()
     }
-    sides = [[-entry["score"] for entry in metric["value_by_index"].values()] for metric in found.values()]
-    area = auc(*sides) if np.isfinite(np.concatenate(sides)).all() else float("nan")
+    whole = np.isfinite([*forget, *holdout]).all()
+    area = auc([-value for value in forget], [-value for value in holdout]) if whole else float("nan")
     return {**found, "auc": area, "agg_value": area}
 
 
@@ -231,31 +271,32 @@ def _scores(answers: Scored, value: Callable[[TokenScores], float | None], none:
     return {"agg_value": _mean([score for score in found if score is not None]), "value_by_index": entries}
 
 
-def _rouge(said: Sequence[Said]) -> Metric:
+def rouge(said: Sequence[Said], average: Literal["recall", "f1"]) -> Metric:
+    """Return ROUGE-L with stemming, of which one number is averaged."""
     scores = [rouge_l(one.generation, one.truth) for one in said]
     entries = {
         str(i): {"rougeL_recall": s.recall, "rougeL_f1": s.f1, "ground_truth": o.truth, "generation": o.generation}
         for i, (s, o) in enumerate(zip(scores, said, strict=True))
     }
-    return {"agg_value": _mean([s.recall for s in scores]), "value_by_index": entries}
+    return {"agg_value": _mean([getattr(s, average) for s in scores]), "value_by_index": entries}
 
 
-def per_example(name: str, metric: Mapping[str, Any], key: str | None = None) -> dict[str, float]:
+def per_example(name: str, metric: Mapping[str, Any]) -> dict[str, float]:
     """Return index -> the number that a metric averages; empty for metrics that are no average over examples.
 
     Args:
         name: of the metric, by which a truth ratio's score is known.
         metric: as in ``TOFU_EVAL.json``.
-        key: of the number in an entry, such as "rougeL_f1"; by default the one that TOFU averages.
 
     Returns:
         Entries without the number (None, or nothing at all) are left out; NaN stays.
     """
     out: dict[str, float] = {}
     for index, entry in (metric.get("value_by_index") or {}).items():
-        names = [key] if key else ["rougeL_recall", "prob", "score"]
+        # MUSE averages F1, TOFU recall.
+        names = ["rougeL_f1" if "mem_ROUGE" in name else "rougeL_recall", "prob", "score"]
         value = next((entry[n] for n in names if isinstance(entry, Mapping) and entry.get(n) is not None), None)
-        if value is None:
+        if value is None or (isinstance(value, list) and not value):
             continue
         number = float(np.mean(value))
         if name.lower().endswith("truth_ratio"):

@@ -40,23 +40,21 @@ MEANS = {
         )
     },
 }
+# Membership attacks.
 AREAS = {
-    "mia_loss": "loss_auc", "mia_zlib": "zlib_auc", "mia_min_k": "min_k_auc",
-    "mia_min_k_plus_plus": "min_k_plus_plus_auc",
+    "mia_loss": ("membership", "loss_auc"), "mia_zlib": ("membership", "zlib_auc"),
+    "mia_min_k": ("membership", "min_k_auc"), "mia_min_k_plus_plus": ("membership", "min_k_plus_plus_auc"),
+    "mia_reference": ("membership", "reference_auc"), "mia_gradnorm": ("gradient_norm", "gradient_norm_auc"),
 }  # fmt: skip
 OTHERS = {
     "forget_quality": ("forget_quality", "log10_p"), "model_utility": ("model_utility", "utility"),
-    "privleak": ("privleak", "privleak"),
+    "privleak": ("privleak", "privleak"), **AREAS,
 }  # fmt: skip
 
 
 def audits_of(metrics: Sequence[str]) -> list[str]:
     """Return the audits that measure these metrics, each once."""
-    found = [
-        MEANS[m].audit if m in MEANS else "membership" if m in AREAS else OTHERS[m][0]
-        for m in metrics
-        if m in MEANS or m in AREAS or m in OTHERS
-    ]
+    found = [MEANS[m].audit if m in MEANS else OTHERS[m][0] for m in metrics if m in MEANS or m in OTHERS]
     return list(dict.fromkeys(found))
 
 
@@ -64,8 +62,6 @@ def our_number(findings: Mapping[str, Finding], metric: str, model: str = "unlea
     """Return our number of one of their metrics; its note says why where there is none."""
     if metric in MEANS:
         audit, scalar = MEANS[metric].audit, MEANS[metric].scalar
-    elif metric in AREAS:
-        audit, scalar = "membership", AREAS[metric]
     else:
         audit, scalar = OTHERS.get(metric, ("", ""))
     finding = findings.get(audit)

@@ -10,7 +10,14 @@ from datasets import Dataset
 
 from expunge.benchmarks.open_unlearning_effects import Effect, layout_effects, strength_effects
 from expunge.benchmarks.open_unlearning_metrics import Seen
-from expunge.benchmarks.open_unlearning_text import Template, TemplateEncoder, parity_generations, parity_scores
+from expunge.benchmarks.open_unlearning_text import (
+    Template,
+    TemplateEncoder,
+    gradient_norms,
+    parity_generations,
+    parity_scores,
+    parity_tokens,
+)
 from expunge.benchmarks.tofu_data import TofuSplit
 from expunge.runs.progress import Progress
 from expunge.tasks.causal_lm import CausalLM
@@ -80,7 +87,14 @@ def observe(
         progress.step(k, len(asked), f"generating answers: {ROLES[short]}")
         rows = sets[ROLES[short]].to_list()
         said[short] = parity_generations(task, template, [(row["prompt"], row["answer"]) for row in rows])
-    return Seen(single["answer"], single["paraphrased"], found["wrong"], said)
+    norms: dict[str, list[float]] = {}
+    if "mia_gradnorm" in metrics:
+        for side in ("forget", "holdout"):
+            progress.step(len(norms), 2, f"gradients of the {side} set")
+            rows = sets[side].to_list()
+            laid = [parity_tokens(task.tokenizer, template, row["prompt"], row["answer"]) for row in rows]
+            norms[side] = gradient_norms(task, laid)
+    return Seen(single["answer"], single["paraphrased"], found["wrong"], said, norms)
 
 
 def effects_of(

@@ -27,8 +27,11 @@ from expunge.tasks.storage import stored_settings
 from expunge.tasks.tokens import TokenScores
 
 LONGEST = 512  # tokens of prompt and answer in text templates; chats are not cut
+RUNNING = 2048  # tokens of running text behind its beginning
 NEW_TOKENS = 200
 BATCH = 32
+# Solved (question, answer) pairs that are shown before a question.
+Shots = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,18 @@ class Template:
             raise BadInput(problems)
         return cls(**dict(given))
 
-    def turns(self, question: str) -> list[dict[str, str]]:
+    def turns(self, question: str, shots: Shots = ()) -> list[dict[str, str]]:
         """The turns before the answer."""
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return [*system, {"role": "user", "content": question}]
+        said = [("system", self.system_prompt)] if self.system_prompt else []
+        for asked, answer in shots:
+            said += [("user", asked), ("assistant", answer)]
+        return [{"role": role, "content": content} for role, content in [*said, ("user", question)]]
 
-    def text(self, question: str) -> str:
+    def text(self, question: str, shots: Shots = ()) -> str:
         """Everything before the answer, for models without a chat template."""
-        head = self.system_prompt_with_special_tokens or ""
-        return f"{head}{self.user_start_tag}{question}{self.user_end_tag}{self.asst_start_tag}"
+        before, between = self.user_start_tag, f"{self.user_end_tag}{self.asst_start_tag}"
+        solved = "".join(f"{before}{asked}{between}{answer}{self.asst_end_tag}" for asked, answer in shots)
+        return f"{self.system_prompt_with_special_tokens or ''}{solved}{before}{question}{between}"
 
     def options(self) -> dict[str, str]:
         """What else the chat template is told."""
@@ -148,26 +154,50 @@ class TemplateEncoder(TextEncoder):
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **more))
 
 
-def parity_tokens(tokenizer: Any, template: Template, question: str, answer: str) -> tuple[list[int], int]:
+def parity_tokens(
+    tokenizer: Any, template: Template, question: str, answer: str, shots: Shots = ()
+) -> tuple[list[int], int]:
     """Tokenise a question with an answer as open-unlearning does.
+
+    Args:
+        tokenizer: of the model.
+        template: of the run.
+        question, answer: of the example.
+        shots: solved questions before it.
 
     Returns:
         Token ids, and how many of them carry no label. Where that is all of them there is nothing to score.
     """
     if template.apply_chat_template:
-        told = [*template.turns(question), {"role": "assistant", "content": answer}]
+        told = [*template.turns(question, shots), {"role": "assistant", "content": answer}]
         full = _chat_tokens(tokenizer, told, False, template)
     else:
-        full = _text_tokens(tokenizer, template.text(question) + answer)
+        full = _text_tokens(tokenizer, template.text(question, shots) + answer)
     if full[-1] != tokenizer.eos_token_id:
         full.append(tokenizer.eos_token_id)
-    return full, len(_prompt_tokens(tokenizer, template, question))
+    return full, len(_prompt_tokens(tokenizer, template, question, shots))
 
 
-def _prompt_tokens(tokenizer: Any, template: Template, question: str) -> list[int]:
+def running_tokens(tokenizer: Any, text: str, beginning: str = "") -> tuple[list[int], int]:
+    """Tokenise running text as open-unlearning does: a space behind the beginning, nothing appended.
+
+    Args:
+        tokenizer: of the model.
+        text: what is scored, cut to 2048 tokens.
+        beginning: what stands before it.
+
+    Returns:
+        As ``parity_tokens``; the very first token never carries a label.
+    """
+    before = list(tokenizer(beginning)["input_ids"])
+    full = list(tokenizer(f"{beginning} {text}" if beginning else text)["input_ids"])
+    return full[: len(before) + RUNNING], max(1, len(before))
+
+
+def _prompt_tokens(tokenizer: Any, template: Template, question: str, shots: Shots = ()) -> list[int]:
     if template.apply_chat_template:
-        return _chat_tokens(tokenizer, template.turns(question), True, template)
-    return _text_tokens(tokenizer, template.text(question))
+        return _chat_tokens(tokenizer, template.turns(question, shots), True, template)
+    return _text_tokens(tokenizer, template.text(question, shots))
 
 
 def _text_tokens(tokenizer: Any, text: str) -> list[int]:
@@ -190,8 +220,17 @@ def parity_scores(task: CausalLM, template: Template, pairs: Sequence[tuple[str,
     Returns:
         Per pair, in order, its scores, whose ``text`` is what its labels decode to; None where no label is left.
     """
-    out: list[TokenScores | None] = [None] * len(pairs)
-    rows = [parity_tokens(task.tokenizer, template, question, answer) for question, answer in pairs]
+    return score_tokens(task, [parity_tokens(task.tokenizer, template, q, a) for q, a in pairs])
+
+
+def score_tokens(task: CausalLM, rows: Sequence[tuple[list[int], int]]) -> list[TokenScores | None]:
+    """Score laid-out examples as open-unlearning does; see ``parity_scores``.
+
+    Args:
+        task: the model; neither it nor its encoder is changed.
+        rows: token ids, and how many of them carry no label.
+    """
+    out: list[TokenScores | None] = [None] * len(rows)
     there = [i for i, (ids, start) in enumerate(rows) if start < len(ids)]
     if not there:
         return out
@@ -206,6 +245,35 @@ def parity_scores(task: CausalLM, template: Template, pairs: Sequence[tuple[str,
     found = task.score_encoded(encoded, texts, lambda _: _padding_hidden(task))
     for i, scores in zip(there, found, strict=True):
         out[i] = scores
+    return out
+
+
+def gradient_norms(task: CausalLM, rows: Sequence[tuple[list[int], int]]) -> list[float]:
+    """Return per example the mean over weight tensors of the norm of the gradient of its NLL per token.
+
+    As open-unlearning's ``mia_gradnorm``: the last label is left out. There the model is in training mode, so that
+    dropout, where a model has it, makes the numbers random; here it is off.
+
+    Args:
+        task: the model; it is not changed.
+        rows: token ids, and how many of them carry no label.
+
+    Returns:
+        NaN where one label or none is there.
+    """
+    weights = [weight for weight in task.model.parameters() if weight.requires_grad]
+    task.model.eval()
+    out = []
+    for ids, start in rows:
+        if len(ids) - 1 <= start:
+            out.append(float("nan"))
+            continue
+        with task.cost.measured(), _padding_hidden(task):
+            logits = task.model(input_ids=torch.tensor([ids], device=task.device)).logits[0]
+            labels = torch.tensor(ids[start:-1], device=task.device)
+            loss = torch.nn.functional.cross_entropy(logits[start - 1 : len(ids) - 2], labels)
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+        out.append(float(torch.stack([one.norm() for one in found if one is not None]).mean()))
     return out
 
 
@@ -234,37 +302,75 @@ class Said:
 
 
 def parity_generations(
-    task: CausalLM, template: Template, pairs: Sequence[tuple[str, str]], new_tokens: int = NEW_TOKENS
+    task: CausalLM,
+    template: Template,
+    pairs: Sequence[tuple[str, str]],
+    new_tokens: int = NEW_TOKENS,
+    batch: int = BATCH,
+    shots: Shots = (),
+    stops: Sequence[str] = (),
 ) -> list[Said]:
-    """Generate greedily as open-unlearning does: batches of 32 in file order, padded left, 200 new tokens.
+    """Generate greedily as open-unlearning does: batches in file order, padded left.
 
     Args:
         task: the model.
         template: of the run.
         pairs: (question, true answer).
         new_tokens: most new tokens; fewer where the model's context ends before.
+        batch: questions in a batch; what a model says depends on it by rounding.
+        shots: solved questions before each.
+        stops: an answer ends before these.
     """
+    # The prompt is tokenised alone here too, so it may end otherwise than the full text goes on.
+    rows = [
+        (parity_tokens(task.tokenizer, template, q, a, shots)[0], _prompt_tokens(task.tokenizer, template, q, shots))
+        for q, a in pairs
+    ]
+    return _say(task, rows, new_tokens, batch, stops)
+
+
+def continuations(task: CausalLM, pairs: Sequence[tuple[str, str]], new_tokens: int, batch: int) -> list[Said]:
+    """Continue running text greedily as open-unlearning does.
+
+    Args:
+        task: the model.
+        pairs: (beginning, how it goes on).
+        new_tokens, batch: as in ``parity_generations``.
+    """
+    rows = []
+    for beginning, text in pairs:
+        ids, start = running_tokens(task.tokenizer, text, beginning)
+        rows.append((ids[start:], list(task.tokenizer(beginning)["input_ids"])))
+    return _say(task, rows, new_tokens, batch, ())
+
+
+def _say(
+    task: CausalLM,
+    rows: Sequence[tuple[list[int], list[int]]],
+    new_tokens: int,
+    batch: int,
+    stops: Sequence[str],
+) -> list[Said]:
+    """Generate from (tokens that hold the truth, tokens of the prompt)."""
     tokenizer, out = task.tokenizer, []
     context = getattr(task.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST + new_tokens
-    pad, end = task.encoder.pad_id, tokenizer.decode([tokenizer.eos_token_id])
-    for begin in range(0, len(pairs), BATCH):
-        # The prompt is tokenised alone here too, so it may end otherwise than the full text goes on.
-        rows = [
-            (parity_tokens(tokenizer, template, q, a)[0], _prompt_tokens(tokenizer, template, q))
-            for q, a in pairs[begin : begin + BATCH]
-        ]
-        width = max(len(prompt) for _, prompt in rows)
+    pad, ends = task.encoder.pad_id, [tokenizer.decode([tokenizer.eos_token_id]), *stops]
+    for begin in range(0, len(rows), batch):
+        part = rows[begin : begin + batch]
+        width = max(len(prompt) for _, prompt in part)
         room = max(1, min(new_tokens, context - width))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for _, p in rows], device=task.device)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for _, p in part], device=task.device)
         with task.asked():
             made = task.model.generate(
                 ids, attention_mask=ids.ne(pad).long(), do_sample=False, top_p=None, temperature=None,
                 max_new_tokens=room, use_cache=True, pad_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
-        for (full, prompt), row in zip(rows, made, strict=True):
+        for (full, prompt), row in zip(part, made, strict=True):
             said = _decode(tokenizer, row[width:].tolist())
+            for end in ends:
+                said = said.split(end)[0] if end else said
             truth = _decode(tokenizer, full).replace(_decode(tokenizer, prompt), "").strip()
-            out.append(Said((said.split(end)[0] if end else said).strip(), truth))
+            out.append(Said(said.strip(), truth))
     return out
 
 

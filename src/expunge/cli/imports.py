@@ -49,16 +49,21 @@ def open_unlearning(
     dtype: str = typer.Option("float32", help="float32, bfloat16 or float16.", rich_help_panel=MODELS),
     device: str = typer.Option("cpu", help="cpu, cuda or cuda:1.", rich_help_panel=MODELS),
     split: str | None = typer.Option(
-        None, help="forget01, forget05 or forget10; what the run says if left out.", rich_help_panel=DATA
+        None,
+        help="forget01, forget05 or forget10 of TOFU, News or Books of MUSE; what the run says if left out.",
+        rich_help_panel=DATA,
     ),
     data: str | None = typer.Option(
         None,
-        help="Folder of the TOFU files; $EXPUNGE_DATA/tofu or the hub if left out.",
+        help="Folder of TOFU's or MUSE's files; $EXPUNGE_DATA or the hub if left out.",
         rich_help_panel=DATA,
         metavar="FOLDER",
     ),
     holdout: str | None = typer.Option(
-        None, help="Examples that no model saw, for membership and PrivLeak.", rich_help_panel=DATA, metavar="DATA"
+        None,
+        help="Examples that no model saw, for membership and PrivLeak on TOFU.",
+        rich_help_panel=DATA,
+        metavar="DATA",
     ),
     metric: list[str] = typer.Option([], help="Recompute only this one; repeatable.", metavar="NAME"),
     out: Path | None = typer.Option(
@@ -68,7 +73,7 @@ def open_unlearning(
 ) -> None:
     """Put open-unlearning's numbers beside ours, and list the conclusions that change.
 
-    Reads a run folder with its TOFU_EVAL.json, or one or two checkpoints. From weights, their metrics are recomputed by
+    Reads a run folder with its TOFU_EVAL.json or MUSE_EVAL.json, or one or two checkpoints. From weights, their metrics are recomputed by
     their definition and by ours; without weights, their results are checked against their own per-example values.
     """
     from expunge.benchmarks.open_unlearning import Asked, compare_run
