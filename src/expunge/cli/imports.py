@@ -73,8 +73,9 @@ def open_unlearning(
 ) -> None:
     """Put open-unlearning's numbers beside ours, and list the conclusions that change.
 
-    Reads a run folder with its TOFU_EVAL.json or MUSE_EVAL.json, or one or two checkpoints. From weights, their metrics are recomputed by
-    their definition and by ours; without weights, their results are checked against their own per-example values.
+    Reads a run folder with its TOFU_EVAL.json or MUSE_EVAL.json, or one or two checkpoints. From weights, their metrics
+    are recomputed by their definition and by ours; without weights, their results are checked against their own
+    per-example values.
     """
     from expunge.benchmarks.open_unlearning import Asked, compare_run
 
