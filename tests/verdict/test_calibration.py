@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from expunge.verdict.calibration import World, error_rates, simulate, table
+from expunge.verdict.calibration import World, error_rates, pairs_table, simulate, table
 
 RUNS = 200
 
@@ -58,4 +58,10 @@ def test_simulation_is_seeded():
 def test_the_table_of_the_docs_is_whole():
     lines = table(2, examples=(10,), seed_sds=(0.05,)).splitlines()
     assert len(lines) == 2 + 6
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_table_of_pairs_is_whole():
+    lines = pairs_table(2, examples=(10,), seed_sds=(0.05,)).splitlines()
+    assert len(lines) == 2 + 4
     assert len({line.count("|") for line in lines}) == 1
