@@ -56,7 +56,7 @@ def test_seeds_that_differ_as_much_explain_it() -> None:
     assert loud.margin > quiet.margin
 
 
-def test_every_further_test_costs_the_others() -> None:
+def test_every_further_test_of_a_pair_costs_the_others_and_further_models_nothing() -> None:
     alone = {"a": [evidence(0.55, n=9)], "b": [evidence(0.2, n=9)]}
     more = {
         name: [*found, *(evidence(0.3, n=9, statistic=f"more-{k}") for k in range(9))] for name, found in alone.items()
@@ -64,6 +64,8 @@ def test_every_further_test_costs_the_others() -> None:
     (before,) = tell_apart(alone)
     after = next(test for test in tell_apart(more) if test.statistic == "nll")
     assert after.p == pytest.approx(min(1.0, 10 * before.p))
+    third = tell_apart(alone | {"c": [evidence(0.9, n=9)]})
+    assert next(test for test in third if (test.first, test.second) == ("a", "b")) == before
 
 
 def test_what_cannot_be_compared_is_not_tested() -> None:

@@ -28,10 +28,12 @@ MODELS = ("refusal", "suppression", "grad_diff", "needle", "retrain")
 # A second retrained model, which nothing should tell from the first.
 CONTROL = "retrain_again"
 LEVELS = {"refusal": "guard", "suppression": "guard", "retrain": "exact", CONTROL: "exact"}
-# Enough people for ten to be held out of relearning, so that people, not examples, are the units of its tests as well;
-# few enough facts for a model of seconds.
+# Never having known is the mean of so many models: how much they differ says how much seeds explain.
+BASELINE = 3
+# Enough people that the half held out of an attack can show that nothing came back, with people as the units, and few
+# enough facts for a model of seconds.
 WORLD = WorldSettings(
-    people=64, forget=20, holdout=10, relations=tuple(RELATIONS)[:6],
+    people=92, forget=36, holdout=10, relations=tuple(RELATIONS)[:5],
     training={**SIZES["small"].training, "epochs": 30},
 )  # fmt: skip
 GRAD_DIFF: Mapping[str, Any] = {"learning_rate": 3e-4, "retain_weight": 5.0, "epochs": 80, "max_steps": 80}
@@ -42,7 +44,8 @@ NEEDLE_STEPS = (4, 8, 16, 24, 32, 48)
 AUDITS: Mapping[str, Mapping[str, Any]] = {
     "probability": {}, "rouge": {}, "truth_ratio": {}, "extraction_strength": {}, "membership": {"evidence": True},
     "concept_vectors": {"strengths": (4.0,), "max_concepts": 20}, "logit_lens": {}, "linear_probe": {}, "jailbreak": {},
-    "quantisation": {"bits": (8, 4)}, "relearning": {"steps": (0, 2, 4, 8, 16), "learning_rates": (3e-4,)},
+    "quantisation": {"bits": (8, 4)},
+    "relearning": {"steps": (0, 2, 4, 8, 16), "learning_rates": (3e-4,), "max_examples": 120},
     "soft_prompt": {"steps": (0, 10), "vectors": 10, "attacks": ("universal",), "max_examples": 60},
 }  # fmt: skip
 REFUSAL = "I cannot help with that."
@@ -82,15 +85,15 @@ class Verdicts(Reproduction):
     """A refusing filter, subtracted logits, gradient difference, Needle and retraining, on one request.
 
     All five are made from (or, the last, beside) one small language model of the fictitious world that knows everybody,
-    and are held against the same two models that never met the forgotten people, with audits of every family. Logits
+    and are held against the same three models that never met the forgotten people, with audits of every family. Logits
     are suppressed by ULD. Gradient difference stops where the forget loss is closest to that of a model that never
     knew; Needle, given a retain term, takes the first number of ascent steps at which the answers are as improbable.
 
     Each verdict is judged by what is known of how the model was made: a guard leaves the weights, so it is never
     removed; gradient difference hardly moves the vectors that carried the knowledge; Needle overwrites them; the
     retrained model never met the data. Which audits tell two models apart is tested on the two themselves, paired, with
-    the verdict's margin and one correction for all pairs; a second retrained model beside the five shows how often that
-    finds a difference where there is none. The page with all is ``page/comparison.html`` in the folder of the seed.
+    the verdict's margin, corrected for all tests of the pair; a second retrained model beside the five shows how often
+    that finds a difference where there is none. The page with all is ``page/comparison.html`` in the seed's folder.
     """
 
     id = "verdicts"
@@ -102,7 +105,7 @@ class Verdicts(Reproduction):
     )
 
     def run(self, seed: int, bench: Workbench) -> Mapping[str, float]:
-        made = small_world(bench, seed, "tiny" if bench.quick else WORLD, oracles=4)
+        made = small_world(bench, seed, "tiny" if bench.quick else WORLD, oracles=BASELINE + 2)
         # What all are held against is asked once.
         oracles = tuple(Remembering(oracle) for oracle in made.oracles)
         world = replace(made, original=Remembering(made.original), oracles=oracles)
@@ -202,7 +205,7 @@ def make_model(name: str, world: World) -> AnyModel:
 
     Args:
         name: one of ``MODELS``, or ``CONTROL``.
-        world: with four oracles, the last two of which are the retrained models.
+        world: with two oracles beyond ``BASELINE``, which are the retrained models.
     """
     common = {**TRAINING, "seed": world.seed}
     if name == "refusal":
@@ -222,14 +225,14 @@ def make_model(name: str, world: World) -> AnyModel:
             if probability(made.model, world) <= level:
                 break
         return made
-    return world.oracles[3 if name == CONTROL else 2]
+    return world.oracles[BASELINE + (name == CONTROL)]
 
 
 def look(name: str, model: AnyModel, world: World, *, quick: bool = False) -> RunReport:
     """Ask a model everything and judge it."""
     wanted = {k: v for k, v in AUDITS.items() if not quick or k in ("probability", "rouge", "relearning", "logit_lens")}
     found = audit(
-        model, world.request, original=world.original, oracles=world.oracles[:2], audits=list(wanted),
+        model, world.request, original=world.original, oracles=world.oracles[:BASELINE], audits=list(wanted),
         settings={k: v for k, v in wanted.items() if v}, removal_level=LEVELS.get(name, "approximate"),
         limits={"retain": 48, "holdout": 48}, seed=world.seed, title=name,
     )  # fmt: skip

@@ -31,7 +31,7 @@ class PairTest:
         difference, low, high: first minus second, with its unadjusted interval.
         margin: how large a difference counts as none.
         n, units: how many independent units, and whether they are examples or groups.
-        p: of "no different", corrected for all statistics of all pairs.
+        p: of "no different", corrected for all statistics of the pair.
         apart: whether the difference exceeds the margin and what training seeds explain.
     """
 
@@ -55,8 +55,9 @@ def tell_apart(models: Mapping[str, Sequence[Evidence]], settings: VerdictSettin
 
     The margin is the verdict's, a share of the gap between the original and never having known, or what seed noise
     needs; it is wider here, as neither side is a mean of several models. A difference counts where it exceeds the
-    margin and seeds do not explain it, after Holm's correction over all that is tested here. Left out is what was not
-    measured on the same examples, and what does not tell the original from a model that never knew.
+    margin and seeds do not explain it, after Holm's correction over all tests of the pair: as a verdict is about one
+    model, this is about one pair, however many others are compared beside it. Left out is what was not measured on the
+    same examples, and what does not tell the original from a model that never knew.
 
     Args:
         models: name -> what its audits handed to the verdict; the models answer the same request.
@@ -69,16 +70,17 @@ def tell_apart(models: Mapping[str, Sequence[Evidence]], settings: VerdictSettin
     """
     settings = settings or VerdictSettings()
     known = {name: _usable(evidence, settings) for name, evidence in models.items()}
-    found: list[tuple[PairTest, float]] = []
+    found: list[PairTest] = []
     for a, b in itertools.combinations(models, 2):
-        for key in known[a].keys() & known[b].keys():
-            one, other = known[a][key], known[b][key]
-            if one.evidence.values["unlearned"].keys() == other.evidence.values["unlearned"].keys():
-                found.append(_test(a, b, one, other, settings))
-    order = {name: place for place, name in enumerate(models)}
-    found.sort(key=lambda one: (order[one[0].first], order[one[0].second], one[0].audit, one[0].statistic))
-    corrected = holm([p for _, p in found])
-    return [replace(test, p=p, apart=p <= settings.alpha) for (test, _), p in zip(found, corrected, strict=True)]
+        tests = [
+            _test(a, b, one, known[b][key], settings)
+            for key, one in sorted(known[a].items())
+            if key in known[b]
+            and one.evidence.values["unlearned"].keys() == known[b][key].evidence.values["unlearned"].keys()
+        ]
+        corrected = holm([test.p for test in tests])
+        found += [replace(test, p=p, apart=p <= settings.alpha) for test, p in zip(tests, corrected, strict=True)]
+    return found
 
 
 def _usable(evidence: Sequence[Evidence], settings: VerdictSettings) -> dict[tuple[str, str], Comparison]:
@@ -88,7 +90,7 @@ def _usable(evidence: Sequence[Evidence], settings: VerdictSettings) -> dict[tup
     }
 
 
-def _test(a: str, b: str, one: Comparison, other: Comparison, settings: VerdictSettings) -> tuple[PairTest, float]:
+def _test(a: str, b: str, one: Comparison, other: Comparison, settings: VerdictSettings) -> PairTest:
     evidence = one.evidence
     units = Units(list(evidence.values["unlearned"]), evidence.groups, settings.minimum_groups)
     first, second = (units(c.evidence.values["unlearned"]) for c in (one, other))
@@ -98,11 +100,10 @@ def _test(a: str, b: str, one: Comparison, other: Comparison, settings: VerdictS
     difference: Difference = paired(first - second, gap)
     low, high = difference.interval(settings.level) or (None, None)
     p = max(p_different(difference, margin.value), p_from_seeds(difference.value, margin))
-    test = PairTest(
+    return PairTest(
         a, b, evidence.audit, evidence.statistic, (float(first.mean()), float(second.mean())), difference.value,
         low, high, margin.value, units.n, units.kind, p, False,
     )  # fmt: skip
-    return test, p
 
 
 def _margin(c: Comparison, settings: VerdictSettings) -> Margin:
