@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -254,6 +255,40 @@ def test_length_batches_hold_everything_once_and_stay_small(lengths: list[int], 
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
+
+
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=7),
+    tokens=st.none() | st.integers(1, 400),
+    overhead=st.integers(0, 150),
+    most=st.none() | st.integers(1, 7),
+)
+def test_cutting_by_length_costs_least_of_all_ways_to_cut(
+    lengths: list[int], tokens: int | None, overhead: int, most: int | None
+) -> None:
+    def cost(batches: list[list[int]]) -> int:
+        return sum(max(lengths[i] for i in batch) * len(batch) + overhead for batch in batches)
+
+    def allowed(batch: list[int]) -> bool:
+        padded = len(batch) * max(lengths[i] for i in batch)
+        return len(batch) <= (most or 7) and (len(batch) == 1 or padded <= (tokens or 700))
+
+    found = length_batches(lengths, tokens, overhead=overhead, most=most)
+    assert all(map(allowed, found))
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    ordered = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    every = []
+    for marks in itertools.product([False, True], repeat=len(lengths) - 1):
+        batches = [[ordered[0]]]
+        for i, mark in zip(ordered[1:], marks, strict=True):
+            batches.append([i]) if mark else batches[-1].append(i)
+        if all(map(allowed, batches)):
+            every.append(cost(batches))
+    assert cost(found) == min(every)
+
+
+def test_equal_lengths_stay_together() -> None:
+    assert length_batches([5] * 6, None, overhead=1) == [[0, 1, 2, 3, 4, 5]]
 
 
 # ---- behind the question -----------------------------------------------------------------------------------------

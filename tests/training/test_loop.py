@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from expunge.errors import BadInput, MissingExtra
+from expunge.tasks import base
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.encoding import Encoded
 from expunge.training import loop
@@ -168,7 +169,7 @@ def test_streams_that_share_micro_batches_by_length_change_nothing(
     task: CausalLM, encode: Encode, monkeypatch: pytest.MonkeyPatch, forget: str, retain: str, overhead: int
 ) -> None:
     weights = sum(p.numel() for p in task.model.parameters())
-    monkeypatch.setattr(loop, "FORWARD_FLOPS", 6 * weights * overhead)
+    monkeypatch.setattr(base, "CALL_FLOPS", 6 * weights * overhead)
     streams, objective = {"forget": encode(7), "retain": encode(20, 100)}, Objective((FORGET[forget], RETAIN[retain]))
     apart = descend(task.copy(), objective, streams, share_forward="never")
     pooled = task.copy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
 
@@ -15,7 +14,6 @@ from expunge.errors import BadInput
 from expunge.tasks.encoding import Encoded
 from expunge.training.plan import (
     Plan,
-    by_length,
     draw,
     epoch_batches,
     learning_rate_factor,
@@ -165,26 +163,3 @@ def test_learning_rates_rise_then_never_rise_and_never_vanish(total: int, warmup
     assert factors[:warmup] == sorted(factors[:warmup])
     assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
     assert factors[warmup] == 1.0
-
-
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=7), st.integers(0, 150), st.none() | st.integers(1, 7))
-def test_cutting_by_length_costs_least_of_all_ways_to_cut(lengths: list[int], overhead: int, most: int | None) -> None:
-    def cost(batches: list[list[int]]) -> int:
-        return sum(max(lengths[i] for i in batch) * len(batch) + overhead for batch in batches)
-
-    found = by_length(lengths, overhead, most)
-    assert max(map(len, found)) <= (most or 7)
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    ordered = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    every = []
-    for marks in itertools.product([False, True], repeat=len(lengths) - 1):
-        batches = [[ordered[0]]]
-        for i, mark in zip(ordered[1:], marks, strict=True):
-            batches.append([i]) if mark else batches[-1].append(i)
-        if max(map(len, batches)) <= (most or 7):
-            every.append(cost(batches))
-    assert cost(found) == min(every)
-
-
-def test_equal_lengths_stay_together() -> None:
-    assert by_length([5] * 6, 1) == [[0, 1, 2, 3, 4, 5]]

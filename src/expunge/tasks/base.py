@@ -15,6 +15,9 @@ from expunge.tasks.cost import Cost
 from expunge.tasks.examples import EncodedExamples, Positions
 from expunge.tasks.statistics import Statistics
 
+# What a further forward and backward costs on a CPU beside its tokens: so many floating-point operations.
+CALL_FLOPS = 5e8
+
 
 class Task(ABC):
     """A model together with what is needed to train, ask and save it.
@@ -110,6 +113,17 @@ class Task(ABC):
 
         In the unit of ``EncodedExamples.length``: padded tokens, or examples where all are of one size.
         """
+
+    @property
+    def tokens_per_call(self) -> int | None:
+        """What a further call of the model costs on a CPU beside its examples, in the unit of their lengths.
+
+        None on a GPU, where a longer call costs less than a further one.
+        """
+        if self.device.type != "cpu":
+            return None
+        weights = sum(p.numel() for _, p in self.named_parameters())
+        return max(8, round(CALL_FLOPS / (6 * max(1, weights))))
 
     @property
     @abstractmethod

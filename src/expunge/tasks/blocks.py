@@ -198,6 +198,8 @@ class LastFeedForward:
         self.model = model
         self.module = last_feed_forward(model)
         self.splits: bool | None = None if self.module is not None else False
+        # Blocks that are run once more in the backward pass would be run without what ``at`` adds.
+        self._rerun: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
 
     @contextmanager
     def at(self, rows: Tensor) -> Iterator[list[int]]:
@@ -210,9 +212,7 @@ class LastFeedForward:
             A list that receives the number of positions that each call was spared.
         """
         spared: list[int] = []
-        # A block that is run once more in the backward pass is run without what is added here.
-        again = getattr(plain_model(self.model), "is_gradient_checkpointing", False)
-        if self.module is None or self.splits is False or again:
+        if self.module is None or self.splits is False or any(m.gradient_checkpointing for m in self._rerun):
             yield spared
             return
         shapes: list[torch.Size] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -157,16 +158,49 @@ def collate(encoded: Encoded, pad_id: int, device: torch.device, positions: Posi
     )
 
 
-def length_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Group examples of similar length into batches of at most ``tokens`` padded tokens, longest first."""
+def length_batches(
+    lengths: Sequence[int], tokens: int | None, *, overhead: int | None = None, most: int | None = None
+) -> list[list[int]]:
+    """Group examples of similar length into batches, longest first.
+
+    Args:
+        lengths: tokens of each example.
+        tokens: padded tokens that a batch of more than one example may have; None for no limit.
+        overhead: what a further batch costs, in tokens; None for as few batches as can be.
+        most: examples that a batch may have.
+
+    Returns:
+        Indices. With an overhead, of all ways to cut the sorted examples one with the least
+        ``sum_k (longest of k * size of k + overhead)``.
+    """
+    ordered = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    longest = [lengths[i] for i in ordered]
+    size = len(ordered) if most is None else most
+    padded = math.inf if tokens is None else tokens
+    # Where the batch that ends before ``end`` may begin; further on it may begin anywhere.
+    begins, begin = [], 0
+    for end in range(1, len(ordered) + 1):
+        while begin < end - 1 and (end - begin > size or (end - begin) * longest[begin] > padded):
+            begin = end - 1 if overhead is None else begin + 1
+        begins.append(begin)
+    cuts = begins if overhead is None else _least_padding(np.array(longest), begins, overhead)
     batches: list[list[int]] = []
-    current: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if current and (len(current) + 1) * lengths[current[0]] > tokens:
-            batches.append(current)
-            current = []
-        current.append(index)
-    return [*batches, current] if current else batches
+    end = len(ordered)
+    while end:
+        batches.append(ordered[cuts[end - 1] : end])
+        end = cuts[end - 1]
+    return batches[::-1]
+
+
+def _least_padding(longest: NDArray[np.int64], begins: Sequence[int], overhead: int) -> list[int]:
+    """Return where the last batch begins that ends with each of the examples, so that all cost least."""
+    best, cuts = np.zeros(len(longest) + 1), []
+    for end, begin in enumerate(begins, 1):
+        starts = np.arange(begin, end)
+        costs = best[starts] + longest[starts] * (end - starts) + overhead
+        cuts.append(int(starts[costs.argmin()]))
+        best[end] = costs.min()
+    return cuts
 
 
 def _turns(prompt: Prompt) -> list[dict[str, str]]:

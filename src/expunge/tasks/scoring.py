@@ -31,7 +31,8 @@ HALF_ROUNDING = 0.1
 def score_each(task: CausalLM, encoded: Encoded, texts: Sequence[str], around: Around | None) -> list[TokenScores]:
     """Score every example as a sequence of its own, batched by length; see ``CausalLM.score_encoded``."""
     out: dict[int, TokenScores] = {}
-    for indices in length_batches([encoded.length(i) for i in range(len(encoded))], task.tokens_per_forward):
+    lengths = [encoded.length(i) for i in range(len(encoded))]
+    for indices in length_batches(lengths, task.tokens_per_forward, overhead=task.tokens_per_call):
         batch = collate(encoded.take(indices), task.encoder.pad_id, task.device)
         with around(indices) if around else nullcontext():
             logits, _ = task._rows_of(batch, task.model, rows_only=around is None)
@@ -52,7 +53,8 @@ def score_trees(task: CausalLM, encoded: Encoded, texts: Sequence[str], trees: S
     """
     out: dict[int, TokenScores] = {}
     dtype = next(task.model.parameters()).dtype
-    for chosen in length_batches([len(tree) for tree in trees], task.tokens_per_forward):
+    sizes = [len(tree) for tree in trees]
+    for chosen in length_batches(sizes, task.tokens_per_forward, overhead=task.tokens_per_call):
         batch, answers = lay_out(
             [trees[k] for k in chosen], encoded.starts, encoded.ids, task.encoder.pad_id, dtype, task.device
         )

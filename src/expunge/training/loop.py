@@ -21,6 +21,7 @@ from expunge.errors import BadInput, MissingExtra, Problem
 from expunge.selections.base import Mask
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
+from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import EncodedExamples, Positions
 from expunge.tasks.statistics import Statistics
 from expunge.training.checkpoint import (
@@ -37,7 +38,7 @@ from expunge.training.journal import Journal
 from expunge.training.keeping import Keeper
 from expunge.training.masking import MaskedWeights
 from expunge.training.objective import Objective, Stream, Term
-from expunge.training.plan import Plan, Step, by_length, draw, learning_rate_factor, micro_batches
+from expunge.training.plan import Plan, Step, draw, learning_rate_factor, micro_batches
 from expunge.training.probe import Probe, ProbePoint
 from expunge.training.reference import ReferenceModel
 from expunge.training.settings import TrainSettings
@@ -45,8 +46,6 @@ from expunge.training.sharding import fill, hollow, shard
 
 # Forget and retain share a forward on a GPU when that adds at most this much padding.
 SHARED_PADDING = 1.1
-# What a further forward and backward costs on a CPU beside its tokens: so many floating-point operations.
-FORWARD_FLOPS = 5e8
 Progress = Callable[[int, int, Mapping[str, float]], None]
 # Streams that share forwards, and the terms that read them.
 Component = tuple[tuple[Stream, ...], tuple[Term, ...]]
@@ -186,8 +185,6 @@ class _Run:
         self.pooled: set[tuple[Stream, ...]] = set()
         self.components = [self._share(turn.components()) for turn in turns]
         self.moving = self.objective.moving()
-        weights = sum(p.numel() for _, p in task.named_parameters())
-        self.forward_in_tokens = max(8, round(FORWARD_FLOPS / (6 * max(1, weights))))
         self.keeper = Keeper(task, settings, self.probe, self.result, folder)
         self.journal = Journal(folder if self.rank == 0 else None, settings, self.accelerator)
         self.seen: dict[str, Tensor] = {}  # (sum, divisor) of the terms whose weights move
@@ -295,7 +292,7 @@ class _Run:
         if group in self.pooled or self._cuts_padding(group):
             each = [(s, p) for s in group for p in range(count)]
             lengths = [self.streams[s].length(step.examples[s][p]) for s, p in each]
-            cut = by_length(lengths, self.forward_in_tokens, most=count)
+            cut = length_batches(lengths, None, overhead=self.task.tokens_per_call, most=count)
             return [{s: [each[k][1] for k in part if each[k][0] == s] for s in group} for part in cut]
         lengths = [max(self.streams[s].length(step.examples[s][p]) for s in group) for p in range(count)]
         dealt = micro_batches(lengths, rank, self.world, self.settings.micro_batch_size)

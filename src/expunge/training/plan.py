@@ -10,8 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from expunge.errors import BadInput, Problem
 from expunge.tasks.examples import EncodedExamples
 from expunge.training.objective import Stream
@@ -151,34 +149,6 @@ def micro_batches(lengths: Sequence[int], rank: int, world: int, size: int | Non
     count = math.ceil(len(ordered) / (world * size))
     mine = ordered[rank::world]
     return [mine[k * size : (k + 1) * size] for k in range(count)]
-
-
-def by_length(lengths: Sequence[int], overhead: int, most: int | None = None) -> list[list[int]]:
-    """Cut a step into micro-batches so that padded tokens and calls together cost least.
-
-    Args:
-        lengths: tokens at each position of the step.
-        overhead: what a further micro-batch costs, in tokens.
-        most: examples that a micro-batch may have.
-
-    Returns:
-        Positions, longest first; of all ways to cut the sorted positions, one with the least
-        ``sum_k (longest of k * size of k + overhead)``.
-    """
-    ordered = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    longest = np.array([lengths[i] for i in ordered])
-    best, cut = [0.0], [0]
-    for end in range(1, len(ordered) + 1):
-        starts = np.arange(max(0, end - (most or end)), end)
-        costs = np.array(best)[starts] + longest[starts] * (end - starts) + overhead
-        cut.append(int(starts[costs.argmin()]))
-        best.append(float(costs.min()))
-    batches: list[list[int]] = []
-    end = len(ordered)
-    while end:
-        batches.append(ordered[cut[end] : end])
-        end = cut[end]
-    return batches[::-1]
 
 
 def learning_rate_factor(step: int, total: int, warmup_steps: int, schedule: str) -> float:

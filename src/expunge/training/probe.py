@@ -153,7 +153,8 @@ def measure(
     try:
         with torch.no_grad():
             for row, encoded in enumerate(sets.values()):
-                batches = length_batches([encoded.length(i) for i in range(len(encoded))], task.tokens_per_forward)
+                lengths = [encoded.length(i) for i in range(len(encoded))]
+                batches = length_batches(lengths, task.tokens_per_forward, overhead=task.tokens_per_call)
                 # Sharded weights need every process in every forward, so shares differ only in what is counted.
                 for number, batch in enumerate(batches):
                     if reduce is not None and world > 1 and number % world != rank and not _is_sharded(task):

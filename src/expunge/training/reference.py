@@ -101,7 +101,8 @@ class ReferenceModel:
                 layers = self.blocks[stream]
                 examples = encoded[stream]
                 wanted = sorted(set(used[stream]))
-                for batch in length_batches([examples.length(i) for i in wanted], task.tokens_per_forward):
+                lengths = [examples.length(i) for i in wanted]
+                for batch in length_batches(lengths, task.tokens_per_forward, overhead=task.tokens_per_call):
                     part = examples.take([wanted[k] for k in batch])
                     stats = task.statistics(
                         part,
