@@ -26,7 +26,8 @@ def said(folder: Path) -> list[str]:
 
 
 def test_sound_weights_pass(tmp_path: Path) -> None:
-    write(tmp_path / "model.safetensors", a=torch.ones(3, dtype=torch.bfloat16), b=torch.ones(2, dtype=torch.int64))
+    write(tmp_path / "model.safetensors", a=torch.ones(3, dtype=torch.bfloat16), b=torch.ones(2, dtype=torch.int64),
+          none=torch.ones(0))  # fmt: skip
     check_weights(tmp_path)
     check_weights("somebody/something")  # a name on the hub: known when it is loaded
 
@@ -40,12 +41,15 @@ def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
     assert "is damaged or cut off" in said(tmp_path)[0]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 517, 999])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
 def test_values_that_are_no_numbers_are_named_with_their_tensor(
-    tmp_path: Path, value: float, dtype: torch.dtype
+    tmp_path: Path, place: int, value: float, dtype: torch.dtype
 ) -> None:
-    broken = torch.tensor([1.0, value, 2.0]).to(dtype)
+    broken = torch.linspace(-1, 1, 1000)
+    broken[place] = value
+    broken = broken.to(dtype)
     file = write(tmp_path / "model.safetensors", fine=torch.ones(2), broken=broken)
     (found,) = said(tmp_path)
     assert found.startswith(f"{file}: has NaN or infinite values in 1 of 2 tensor(s), such as broken -> give")
