@@ -517,6 +517,7 @@ def test_probes_leave_training_alone(learned: CausalLM, encode: Encode, weights:
     assert done.cost.forwards == plain.cost.forwards
     assert done.cost.flops == plain.cost.flops
     assert done.probe_cost.forwards > 0
+    assert done.probe_cost.peak_bytes > 0
     assert plain.probe_cost.forwards == 0
     assert not learned.model.training
 

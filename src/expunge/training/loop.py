@@ -597,7 +597,7 @@ class _Run:
         self.journal.record({"probe": True, **point.to_dict()})
         self.keeper.consider(point)
         counted = self.task.cost - before
-        counted.seconds = spent.seconds
+        counted.seconds, counted.peak_bytes = spent.seconds, spent.peak_bytes
         self.probe_cost += counted
 
     def _should_stop(self, done: int) -> bool:
