@@ -51,6 +51,7 @@ class Examples:
         self._sets: dict[str, Dataset] = {**request.sets(), **(extra or {})}
         self._limits, self._seed = dict(limits or {}), seed
         self._drawn: dict[str, Dataset] = {}
+        self._groups: dict[str, dict[str, str]] = {}
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}
         self._answers: dict[str, set[str]] | None = None
 
@@ -93,9 +94,11 @@ class Examples:
         """Return example id -> group; empty unless every example of the role has one."""
         if role not in self._sets or "group" not in self._sets[role].column_names:
             return {}
-        chosen = self.dataset(role)
-        found = {i: str(g) for i, g in zip(chosen["id"], chosen["group"], strict=True) if g not in (None, "")}
-        return found if len(found) == len(chosen) else {}
+        if role not in self._groups:
+            chosen = self.dataset(role)
+            found = {i: str(g) for i, g in zip(chosen["id"], chosen["group"], strict=True) if g not in (None, "")}
+            self._groups[role] = found if len(found) == len(chosen) else {}
+        return self._groups[role]
 
     def pairs(self, role: str, field: Field) -> dict[str, list[Pair]]:
         """Return example id -> the (prompt, answer) pairs of a field: one, or several for "perturbed_answers".

@@ -70,6 +70,7 @@ class _Seen:
     scores: dict[Key, TokenScores] = field(default_factory=dict)
     broken: set[Key] = field(default_factory=set)
     generated: dict[str, tuple[int, str]] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
     gradient_norms: dict[tuple[Key, float], float] = field(default_factory=dict)
     texts: dict[tuple[str, int, int], list[NDArray[np.float64]]] = field(default_factory=dict)
     copies: Cost = field(default_factory=Cost)
@@ -317,7 +318,13 @@ class Observations:
         return self._room(slot, self.examples.answers_to(key))
 
     def _room(self, slot: _Seen, answers: Iterable[str]) -> int:
-        return self.max_new_tokens or max(math.ceil(1.5 * slot.model.count_tokens(a)) + 8 for a in answers)
+        if self.max_new_tokens:
+            return self.max_new_tokens
+        wanted = list(answers)
+        for answer in wanted:
+            if answer not in slot.lengths:
+                slot.lengths[answer] = slot.model.count_tokens(answer)
+        return max(math.ceil(1.5 * slot.lengths[answer]) + 8 for answer in wanted)
 
     # ---- running text ----------------------------------------------------------------------------------------------
 

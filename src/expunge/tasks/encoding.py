@@ -369,16 +369,19 @@ class TextEncoder:
 
         A trailing space is cut because the tokenizers of today attach it to the first word of the answer.
         """
-        out = []
-        for prompt in prompts:
-            if not isinstance(prompt, str) or (self.uses_chat and prompt):
-                row = self.tokenizer(self._asked(_turns(prompt)), add_special_tokens=False)["input_ids"]
-            else:
-                row = self.tokenizer(self._head(prompt, "x").rstrip(" ") if prompt else "")["input_ids"]
-            if row and row[-1] == self.eos_id and len(row) > 1:
-                row = row[:-1]  # some tokenizers close every text; a prompt must stay open
-            out.append(list(row) or [self.tokenizer.bos_token_id or self.eos_id])
-        return out
+        chats = [not isinstance(prompt, str) or bool(self.uses_chat and prompt) for prompt in prompts]
+        rows: list[list[int]] = [[] for _ in prompts]
+        for chat in (False, True):
+            where = [k for k, is_chat in enumerate(chats) if is_chat == chat]
+            texts = [
+                self._asked(_turns(p)) if chat else self._head(str(p), "x").rstrip(" ") if p else ""
+                for p in (prompts[k] for k in where)
+            ]
+            found = self.tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
+            for k, row in zip(where, found, strict=True):
+                # Some tokenizers close every text; a prompt must stay open.
+                rows[k] = list(row[:-1] if len(row) > 1 and row[-1] == self.eos_id else row)
+        return [row or [self.tokenizer.bos_token_id or self.eos_id] for row in rows]
 
     def encode_lengths(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[tuple[int, int]]:
         """Return (prompt tokens, answer tokens) per pair before any cutting; the end of sequence is not counted."""
