@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import shlex
@@ -116,6 +117,19 @@ def test_commands_on_the_pages_are_there(page: Path) -> None:
     found = [
         f"{missing}   in: {line}" for line in commands(page.read_text(encoding="utf-8")) for missing in wrong(line)
     ]
+    assert not found, "\n".join(found)
+
+
+def test_commands_in_messages_are_there() -> None:
+    found = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            said = "".join(
+                part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else "X" for part in parts
+            )
+            for line in re.findall(r"`(expunge [^`]+)`", said):
+                found += [f"{path.name}:{node.lineno}: {missing}   in: {line}" for missing in wrong(line)]
     assert not found, "\n".join(found)
 
 

@@ -43,7 +43,8 @@ def test_a_set_is_chosen_and_the_next_command_named(wine: str, tmp_path: Path) -
     code, shown, err = call("random", "--data", wine, "--inputs", "tabular", "--share", "0.2", "--out", out)
     assert code == 0, err
     assert "36 examples chosen by random: forget 36, retain 142" in shown
-    assert f"expunge unlearn --recipe {out}/request.yaml" in " ".join(shown.split())
+    # It is copied, so it stands on one line however long the folder's name is.
+    assert f"  expunge unlearn --recipe {out}/request.yaml --model MODEL --method METHOD" in shown.splitlines()
     again: Any = call("random", "--data", wine, "--inputs", "tabular", "--share", "0.2", "--out", out, "--json")
     assert again[0] == 0
     found = json.loads(again[1])
@@ -56,6 +57,8 @@ def test_what_is_wrong_is_an_exit_code_of_two(wine: str, tmp_path: Path) -> None
     common = ["--data", wine, "--inputs", "tabular", "--out", str(tmp_path / "set")]
     for args, words in (
         (["class", *common, "--set", "labels=9"], "labels: 9 is not there"),
+        (["random", "--share", "0.5"], "--data: is missing, and --share given -> give the training set"),
+        (["random", *common, "--share", "1.5"], "share: input should be less than 1 (given: 1.5)"),
         (["worst_case", *common], "give --model MODEL"),
         (["random", *common, "--share", "0.5", "--count", "3"], "give one of them"),
         (["random", *common, "--set", "verdict.alpha=0.1"], "settings of audits"),

@@ -53,3 +53,9 @@ def test_a_training_set_that_cannot_be_used_is_refused(examples: Dataset, learnt
     renamed = examples.map(lambda row: {"label": f"class {row['label']}"})
     with pytest.raises(BadInput, match="class 0"):
         select_forget_set(renamed, "worst_case", learnt)
+
+
+def test_a_chosen_set_is_printed_without_its_scores(examples: Dataset) -> None:
+    found = select_forget_set(examples, "random", settings={"share": 0.2})
+    assert found.scores
+    assert not [key for key in found.scores if f"'{key}':" in repr(found)]

@@ -63,6 +63,11 @@ def forget_sets(
     where it was. Without --data, lists what can choose.
     """
     if selector is None or data is None:
+        asked = {"--holdout": holdout, "--model": model, "--share": share, "--count": count, "--out": out,
+                 "--set": overrides or None}  # fmt: skip
+        meant = [flag for flag, value in asked.items() if value is not None]
+        if data is None and meant:
+            raise BadInput(Problem("--data", f"is missing, and {', '.join(meant)} given", "give the training set"))
         _list(selector, data, as_json)
         return
     sized = {key: value for key, value in (("share", share), ("count", count)) if value is not None}
@@ -94,7 +99,8 @@ def forget_sets(
             f"Loss under the unlearned model: {last['chosen_loss']:.3g} on those chosen, {last['mean_loss']:.3g} on "
             f"all; {last['same_as_before']:.0%} of the choice was the same an iteration before."
         )
-    show(f"Files: {folder}\nTo forget it: {done.command}")
+    show(f"Files: {folder}\nTo forget it:")
+    print(f"  {done.command}", flush=True)  # on one line, as it is copied
 
 
 def _settings(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -120,6 +126,7 @@ def _list(selector: str | None, data: str | None, as_json: bool) -> None:
         {"what it chooses": "title", "needs": "needs"},
         ["`expunge forget-sets NAME` lists settings, `--json` everything; with --data DATA it chooses."],
         {"Settings, given as --set KEY=VALUE": "settings"},
+        "the training set only",
     )
 
 

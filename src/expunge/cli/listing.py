@@ -163,6 +163,7 @@ def show_found(
     columns: Mapping[str, str],
     notes: Sequence[str],
     sections: Mapping[str, str],
+    least: str = "the forget set only",
 ) -> None:
     """Print a list of what there is, or one entry of it with its settings.
 
@@ -173,11 +174,12 @@ def show_found(
         columns: title of a column behind the name -> key of an entry.
         notes: lines below the list.
         sections: title of a table of settings -> key of an entry.
+        least: what is needed where nothing else is.
     """
     if as_json:
         show_json(found)
     elif one:
-        _show_one(found[0], sections)
+        _show_one(found[0], sections, least)
     else:
         rows = [(entry["name"] + " *" * (not entry.get("default", True)), *_cells(entry, columns)) for entry in found]
         show_table("", ("name", *columns), rows, whole=True)
@@ -190,11 +192,11 @@ def _cells(entry: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
     return [value if isinstance(value, str) else ", ".join(value) or "-" for value in values]
 
 
-def _show_one(found: Mapping[str, Any], sections: Mapping[str, str]) -> None:
+def _show_one(found: Mapping[str, Any], sections: Mapping[str, str], least: str) -> None:
     show(f"{found['name']}: {found['title']}")
     show(f"Paper: {found['paper']}")
     serves = ", ".join(found["tasks"]) or "every kind of model"
-    show(f"Serves: {serves}. Needs: {', '.join(found['needs']) or 'the forget set only'}.")
+    show(f"Serves: {serves}. Needs: {', '.join(found['needs']) or least}.")
     if "removal_level" in found:
         show(f"Removal level: {found['removal_level']}")
     for title, key in sections.items():

@@ -116,8 +116,8 @@ class ForgetSet:
     settings: Mapping[str, Any]
     count: int
     unit: Unit
-    scores: Mapping[str, float] = field(default_factory=dict)
-    history: Sequence[Mapping[str, float]] = ()
+    scores: Mapping[str, float] = field(default_factory=dict, repr=False)
+    history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     cost: Mapping[str, float] = field(default_factory=dict)
     test: Dataset | None = None
 

@@ -39,7 +39,7 @@ def configured(selector: str | ForgetSetSelector, settings: Mapping[str, Any] | 
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"][:1])
             given = f" (given: {item['input']!r:.80})" if item["type"] != "missing" else ""
-            fix = f"see `expunge forget-sets {chosen.id} --describe`"
+            fix = f"see `expunge forget-sets {chosen.id}`"
             if item["type"] == "extra_forbidden":
                 fix = near_names(key, list(chosen.Config.model_fields))
             problems.append(Problem(f"{chosen.id}: {key}", f"{item['msg'][:1].lower()}{item['msg'][1:]}{given}", fix))

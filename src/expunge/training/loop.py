@@ -73,8 +73,8 @@ class TrainResult:
     kept_step: int = 0
     stop_reason: str = "all steps done"
     diverged: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
-    probes: list[ProbePoint] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
+    probes: list[ProbePoint] = field(default_factory=list, repr=False)
     probe_target: float | None = None
     cost: Cost = field(default_factory=Cost)
     probe_cost: Cost = field(default_factory=Cost)
