@@ -76,6 +76,19 @@ def test_an_empty_answer_is_no_sign_of_forgetting(scripted: Callable, make_examp
     assert finding.evidence[1].values["unlearned"][request.retain["id"][0]] == 0.0
 
 
+def test_an_oracle_that_says_nothing_is_what_never_having_known_sounds_like(
+    scripted: Callable, make_examples: Callable
+) -> None:
+    request = DeletionRequest(make_examples(range(2)))
+    first = request.forget["id"][0]
+    oracle = scripted(says={request.forget["prompt"][0]: "."})
+    finding = run_one(Rouge(), Observations({"unlearned": scripted(), "oracle": oracle}, request))
+    assert finding.estimates["oracle"]["forget_rouge_recall"].n == len(request.forget) - 1
+    values = finding.evidence[0].values
+    assert values["oracle"][first] == 0.0
+    assert values["oracle"].keys() == values["unlearned"].keys() == set(request.forget["id"])
+
+
 def test_all_empty_is_no_value(scripted: Callable, make_examples: Callable) -> None:
     request = DeletionRequest(make_examples(range(2)))
     finding = run(scripted, request, dict.fromkeys(request.forget["prompt"], ""))

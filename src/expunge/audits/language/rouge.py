@@ -4,7 +4,9 @@ Per-example statistics for the verdict: ``rouge_recall`` on the forget and the r
 what it finds likely.
 
 An empty generation says nothing about what a model knows, so on the forget and holdout sets it is left out of the
-mean and counted; on the retain set it counts as 0, because there it is damage.
+mean and counted; on the retain set it counts as 0, because there it is damage. For the verdict an oracle's empty
+answers count as 0 as well: some retrained models meet an unknown name with a full stop, and that is what never having
+known sounds like.
 
 Source: Lin 2004, ROUGE; recall as in TOFU, F1 as in MUSE.
 """
@@ -106,7 +108,7 @@ class Rouge(Audit):
         )
 
     def run(self, seen: Observations) -> Finding:
-        values = Values(seen)
+        values, tested = Values(seen), Values(seen)
         roles = [role for role in ROLES if seen.rows(role)]
         empty: dict[tuple[str, str], list[str]] = {}
         unseen = 0
@@ -119,7 +121,10 @@ class Rouge(Audit):
                 empty[model, role] = [i for i in readable if is_empty(texts[i])]
                 counted = [i for i in readable if role == "retain" or not is_empty(texts[i])]
                 scored = {i: rouge_l(texts[i], gold[i], self.config.words) for i in counted}
-                values.add(model, role, "rouge_recall", {i: s.recall for i, s in scored.items()})
+                recall = {i: s.recall for i, s in scored.items()}
+                values.add(model, role, "rouge_recall", recall)
+                silence = dict.fromkeys(empty[model, role], 0.0) if model.startswith("oracle") else {}
+                tested.add(model, role, "rouge_recall", silence | recall)
                 values.add(model, role, "rouge_f1", {i: s.f1 for i, s in scored.items()})
         if not any(seen.generations("unlearned", role) for role in roles):
             return Finding(self.id, "no data", note="no example has a prompt to continue")
@@ -136,8 +141,8 @@ class Rouge(Audit):
             },
             per_example=values.per_example(),
             evidence=[
-                *values.evidence("rouge_recall", "forget", "high"),
-                *values.evidence("rouge_recall", "retain", "high"),
+                *tested.evidence("rouge_recall", "forget", "high"),
+                *tested.evidence("rouge_recall", "retain", "high"),
             ],
             attempted={"decoding": "greedy", "prompts": {r: len(seen.generations("unlearned", r)) for r in roles}},
             note=_note(empty, unseen),
