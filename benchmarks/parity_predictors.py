@@ -56,7 +56,7 @@ from expunge.methods.classification.laf import Autoencoder, Density, alignment_l
 from expunge.methods.classification.nearest_mean import ClassMeans
 from expunge.methods.classification.unsir import noise_loss
 from expunge.methods.general.bad_teacher import teaching_loss
-from expunge.methods.regression.blindspot import towards
+from expunge.methods.regression.blindspot import attention_distance, towards
 from expunge.methods.regression.gaussian_finetune import absolute_error
 from expunge.requests.request import DeletionRequest
 from expunge.runs import facts
@@ -259,7 +259,7 @@ def of_zero_shot(root: Path) -> dict[str, Case]:
 
 
 def of_deep_regression(root: Path) -> dict[str, Case]:
-    """Blindspot without its distance of activations, and the anamnesis index of regressors."""
+    """Blindspot, and the anamnesis index of regressors."""
     names = scope(tqdm=None, SVC=SVC, random=random)
     for file in ("utils.py", "metrics.py", "unlearn.py"):
         definitions(root / file, names)
@@ -269,37 +269,46 @@ def of_deep_regression(root: Path) -> dict[str, Case]:
     relearn["relearn_time"] = partial(relearn["relearn_time"], device="cpu")
 
     class Outputs(nn.Module):
-        """A model whose outputs are its weights."""
+        """A model whose outputs and activations are its weights."""
 
-        def __init__(self, given: Tensor):
+        def __init__(self, given: Tensor, activations: Sequence[Tensor] = ()):
             super().__init__()
             self.given = nn.Parameter(given.clone())
+            self.activations = nn.ParameterList(nn.Parameter(a.clone()) for a in activations)
 
-        def forward(self, _: Tensor) -> tuple[Tensor]:
-            return (self.given,)
+        def forward(self, _: Tensor) -> tuple[Tensor, ...]:
+            return (self.given, *self.activations)
 
     def blindspot(luck: Luck) -> Said:
         """Whole batches of theirs, as many examples to forget as to keep, as every step has here."""
         count = luck.examples
-        model, proxy = (Outputs(luck.normal(2 * count, 1)) for _ in range(2))
+        shapes = ((2 * count, 3, 4, 5), (2 * count, 6, 2))
+        model, proxy = (Outputs(luck.normal(2 * count, 1), [luck.normal(*s) for s in shapes]) for _ in range(2))
         targets, forget = luck.normal(2 * count, 1), torch.arange(2 * count) >= count
         said: list[Tensor] = []
-        model.given.register_post_accumulate_grad_hook(lambda p: said.append(p.grad.clone()))
+        for weight in model.parameters():
+            weight.register_post_accumulate_grad_hook(lambda p: said.append(p.grad.clone()))
         silent = {**names, "evaluate": lambda *_: {}, "epoch_end": lambda *_: None}
         definitions(root / "unlearn.py", silent)
         with mock.patch.object(torch.optim.lr_scheduler, "ReduceLROnPlateau"), mock.patch.object(torch, "save"):
             history = silent["fit_one_forget_cycle"](
                 1, model, proxy, [(targets, targets, forget.long())], None, 0.0, "cpu", None
             )
-        own = model.given.detach().clone().requires_grad_(True)
+        own, *maps = (p.detach().clone().requires_grad_(True) for p in model.parameters())
         each = [
             RegressionStatistics(part, targets[:count], torch.arange(count), torch.ones(count, dtype=torch.int64), [])
             for part in (own[:count], own[count:])
         ]
         kept, gone = absolute_error(each[0]).mean(), towards(each[1], proxy.given[count:], True).mean()
-        loss = 0.5 * gone + 0.5 * kept
-        (gradient,) = torch.autograd.grad(loss, own)
-        return [loss.detach(), *gradient.flatten()], [history[0]["train_loss"], *said[0].flatten()], []
+        others = {k: a[count:] for k, a in enumerate(proxy.activations)}
+        apart = attention_distance({k: a[count:] for k, a in enumerate(maps)}, others, second=True).mean()
+        loss = 0.5 * (gone + 50.0 * apart) + 0.5 * kept
+        gradients = torch.autograd.grad(loss, [own, *maps])
+        theirs = {g.shape: g for g in said}
+        flat = [
+            torch.cat([given.flatten() for given in side]) for side in (gradients, [theirs[g.shape] for g in gradients])
+        ]
+        return [loss.detach(), *flat[0]], [history[0]["train_loss"], *flat[1]], []
 
     def errors(luck: Luck) -> Said:
         """Their attack reads one example at a time; members are what it is trained on here too."""

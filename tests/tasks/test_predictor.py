@@ -265,7 +265,16 @@ def test_damaged_folders_are_named(tiny_predictor: Make, tmp_path: Path) -> None
         load_task(tmp_path / "n")
 
 
-def test_blocks_of_a_decoder_are_not_offered(tiny_predictor: Make, tiny_rows: Rows) -> None:
+def test_what_nonlinearities_give_out_comes_beside_the_logits(tiny_predictor: Make, tiny_rows: Rows) -> None:
     task = tiny_predictor("table")
-    with pytest.raises(UnsupportedModel, match="no decoder blocks"):
-        task.statistics(task.encode(tiny_rows("table", range(2))), blocks=(0,))
+    encoded = task.encode(tiny_rows("table", range(3)))
+    (shape,) = task.nonlinearities(encoded)
+    stats = task.statistics(encoded, blocks=(0,))
+    assert stats.blocks[0].shape == shape
+    (inputs,) = task.batch(encoded).values()
+    first = next(m for m in task.model.modules() if isinstance(m, nn.Linear))
+    torch.testing.assert_close(stats.blocks[0], first(inputs).relu())
+    torch.testing.assert_close(task.statistics(encoded).logits, stats.logits)
+    assert not any(m._forward_hooks for m in task.model.modules())
+    with pytest.raises(UnsupportedModel, match="calls 1 of the nonlinearities 0, 7 that are read"):
+        task.statistics(encoded, blocks=(0, 7))

@@ -30,6 +30,7 @@ class Task(ABC):
     Attributes:
         kind: what methods and audits say they serve, such as "causal_lm".
         loss, unit: what ``Statistics.mean_nll`` is, in words for messages and reports.
+        small_blocks: whether block outputs are small enough to be remembered for every example.
         model: the module that is trained and saved.
         cost: the account of what was spent on it.
         source: where it came from, for reports.
@@ -39,6 +40,7 @@ class Task(ABC):
     kind: str
     loss: str = "answer NLL"
     unit: str = "nats per token"
+    small_blocks: bool = True
     model: Any
     cost: Cost
     source: str
@@ -96,7 +98,8 @@ class Task(ABC):
             positions: which rows are read.
             forward: what to call instead of the model: the same model wrapped for several processes.
             hidden: also return the rows of the head's input.
-            blocks: also return the outputs of these blocks, for kinds of model that have a stack of them.
+            blocks: also return the outputs of these blocks, or of these nonlinearities where there is no stack of
+                blocks.
             logits: False where only block outputs are read, so that nothing above them need be run.
             rows_only: nobody looks at the forward pass but through what is returned: whatever other positions alone
                 depend on need not be run.

@@ -1,4 +1,4 @@
-"""The last linear layer of a classifier, what goes into it, and layers that mix the examples of a batch."""
+"""Parts of a classifier or regressor: its last linear layer, its nonlinearities, layers that mix a batch's examples."""
 
 from __future__ import annotations
 
@@ -46,6 +46,45 @@ def calls_of(module: nn.Module | None) -> Iterator[list[Call]]:
         yield seen
     finally:
         handle.remove()
+
+
+# Where the classes of nonlinearities are; of torch's, some give out shares or attention and are none.
+_NONLINEAR = ("torch.nn.modules.activation", "transformers.activations")
+_NOT_NONLINEAR = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
+
+
+@contextmanager
+def nonlinearities_of(model: nn.Module, wanted: Sequence[int] | None) -> Iterator[list[Tensor]]:
+    """Collect what the nonlinearities of a model that are modules give out, in the order of their calls.
+
+    Args:
+        model: any module.
+        wanted: which calls of a forward pass, from 0; None for all of them, empty for none.
+
+    Yields:
+        A list that receives (B, ...) per call that is wanted.
+    """
+    seen: list[Tensor] = []
+    calls = 0
+
+    def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal calls
+        if wanted is None or calls in wanted:
+            seen.append(output.clone())  # what comes behind may change it in place
+        calls += 1
+
+    handles = []
+    if wanted is None or wanted:
+        handles = [
+            module.register_forward_hook(note)
+            for module in model.modules()
+            if type(module).__module__ in _NONLINEAR and not isinstance(module, _NOT_NONLINEAR)
+        ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def mixing_layers(model: nn.Module) -> list[str]:

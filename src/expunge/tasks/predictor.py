@@ -22,7 +22,14 @@ from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import LabelledExamples, Positions
 from expunge.tasks.factories import Factory, allowed_factory, check_factory
-from expunge.tasks.heads import calls_of, head_name, mixing_layers, read_rows, without_batch_statistics
+from expunge.tasks.heads import (
+    calls_of,
+    head_name,
+    mixing_layers,
+    nonlinearities_of,
+    read_rows,
+    without_batch_statistics,
+)
 from expunge.tasks.image_inputs import Augment, ImageInputs
 from expunge.tasks.inputs import Inputs
 from expunge.tasks.outcomes import Classes, Numbers, Outcome
@@ -63,6 +70,7 @@ class Predictor(Task):
     """
 
     id: ClassVar[str] = "predictor"
+    small_blocks = False
 
     def __init__(
         self, model: nn.Module, inputs: Inputs, outcome: Outcome, *, factory: Factory | None = None, source: str = ""
@@ -380,18 +388,27 @@ class Predictor(Task):
             positions: without meaning here.
             forward: what to call instead of the model.
             hidden: also return the head's input, (B, H): the features that the last linear layer classifies.
-            blocks, logits: outputs of decoder blocks, which these models do not have.
+            blocks: also return what these calls of nonlinearities give out, (B, ...) each, see ``nonlinearities_of``.
+            logits: without meaning here.
             rows_only: without meaning here.
 
         Returns:
             ``Statistics`` for classes, ``RegressionStatistics`` for numbers; gradients flow unless switched off.
+
+        Raises:
+            UnsupportedModel: a nonlinearity that the model does not call.
         """
-        if blocks:
-            what = "has no decoder blocks whose outputs could be read"
-            raise UnsupportedModel(Problem(f"a {self.kind}", what, "use a method that reads predictions"))
         batch = self.batch(encoded)
-        with calls_of(self.head_module() if hidden else None) as seen, self._counted(batch):
+        wanted = sorted(set(blocks))
+        with (
+            calls_of(self.head_module() if hidden else None) as seen,
+            nonlinearities_of(self.model, wanted) as outputs,
+            self._counted(batch),
+        ):
             found = self.predict(batch, forward)
+        if len(outputs) != len(wanted):
+            what = f"calls {len(outputs)} of the nonlinearities {', '.join(map(str, wanted))} that are read"
+            raise UnsupportedModel(Problem(f"a {self.kind}", what, "use a method that reads predictions"))
         self._account(encoded, batch)
         size = len(encoded)
         kind = RegressionStatistics if isinstance(self.outcome, Numbers) else Statistics
@@ -402,7 +419,14 @@ class Predictor(Task):
             counts=torch.ones(size, dtype=torch.int64, device=found.device),
             ids=encoded.ids,
             hidden=read_rows(seen, found) if hidden else None,
+            blocks=dict(zip(wanted, outputs, strict=True)),
         )
+
+    def nonlinearities(self, encoded: LabelledExamples) -> list[torch.Size]:
+        """Return the shapes of what the model's nonlinearities give out for a batch, in the order of their calls."""
+        with self.asked(), nonlinearities_of(self.model, None) as outputs:
+            self.predict(self.batch(encoded))
+        return [output.shape for output in outputs]
 
     def _one_by_one(self, size: int) -> AbstractContextManager[None]:
         return without_batch_statistics(self._plain(), self._mixing) if size == 1 else nullcontext()

@@ -41,8 +41,10 @@ class Statistics:
             slice at a time, because (R, V) logits of a second model are what fills the memory.
         reference_hidden: (R, H) input of the reference model's head, if the objective needs it.
         teacher_logits: the same of the objective's teacher, if it has one.
-        blocks: per decoder block that was asked for, its output at the rows, (R, H).
+        blocks: per decoder block that was asked for, its output at the rows, (R, H); of classifiers and regressors, per
+            call of a nonlinearity that was asked for, what it gives out, (B, ...).
         reference_blocks: the same of the reference model, if the objective needs them.
+        teacher_blocks: the same of the objective's teacher.
     """
 
     logits: Tensor
@@ -57,6 +59,7 @@ class Statistics:
     teacher_logits: Callable[[slice], Tensor] | None = field(default=None)
     blocks: Mapping[int, Tensor] = field(default_factory=dict)
     reference_blocks: Mapping[int, Tensor] = field(default_factory=dict)
+    teacher_blocks: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -117,6 +120,7 @@ class Statistics:
                     reference_logits=None,
                     reference_hidden=None,
                     reference_blocks={},
+                    teacher_blocks={},
                 )
             )
             start_example, start_row = stop_example, stop_row

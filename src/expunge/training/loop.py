@@ -268,7 +268,7 @@ class _Run:
         if teacher is None:
             return None
         before = teacher.cost.snapshot()
-        remembered = ReferenceModel(teacher, self.objective.as_taught(), self.streams, self._used())
+        remembered = ReferenceModel(teacher, self.objective.as_taught(), self.streams, self._used(), payer=self.task)
         self.task.cost += teacher.cost - before
         return remembered
 
@@ -450,8 +450,10 @@ class _Run:
         stats = dict(zip(group, self._forward(group, parts, joined), strict=True))
         for stream in group:
             if self.teacher is not None:
-                self.teacher.attach(stats[stream], stream, parts[stream])
-                stats[stream].teacher_logits, stats[stream].reference_logits = stats[stream].reference_logits, None
+                one = stats[stream]
+                self.teacher.attach(one, stream, parts[stream])
+                one.teacher_logits, one.reference_logits = one.reference_logits, None
+                one.teacher_blocks, one.reference_blocks = one.reference_blocks, {}
             self.reference.attach(stats[stream], stream, parts[stream])
         loss = torch.zeros((), device=self.task.device)
         for term in terms:

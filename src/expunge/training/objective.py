@@ -62,10 +62,10 @@ class Term:
         weight: factor, a number or one that moves; a term of weight 0 is never evaluated and its streams are not read
             for it.
         reference: what it needs of the model before unlearning: nothing, the summed answer NLL per example, or what it
-            reads at the rows, logits or block outputs; or "teacher", the logits of the objective's teacher at the rows.
+            reads at the rows, logits or block outputs; or "teacher", the same of the objective's teacher.
         positions: which rows of its streams are read.
-        blocks: decoder blocks whose outputs it reads instead of logits. A stream of which no term reads logits is run
-            no further than the deepest of them.
+        blocks: decoder blocks, or nonlinearities, whose outputs it reads instead of logits. A stream of which no term
+            reads logits is run no further than the deepest of these blocks.
         hidden: whether it reads the head's input, with a reference to "rows" that of the model before unlearning too.
         turn: in which turn of a step it is minimised, see ``Objective.turns``.
     """
@@ -144,7 +144,7 @@ class Objective:
     Attributes:
         terms: the summands.
         anchor: the stream whose passes count as epochs; the other streams supply partners for its examples.
-        teacher: a frozen model, other than the one before unlearning, whose logits some terms read.
+        teacher: a frozen model, other than the one before unlearning, whose logits or block outputs some terms read.
         penalty: a summand that reads no examples; part of the first turn.
         turns: for objectives that are minimised alternately on the same batches: one factor on the learning rate per
             turn. Each turn sees the weights that the one before left and has an optimiser of its own.

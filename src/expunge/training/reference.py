@@ -21,6 +21,7 @@ from torch import Tensor
 
 from expunge.errors import BadInput, Problem
 from expunge.tasks.base import Task
+from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import EncodedExamples
 from expunge.tasks.statistics import Statistics
@@ -39,6 +40,7 @@ class ReferenceModel:
         used: per stream, indices of the examples that this process will see.
         cache: file to keep what was computed in, so that a resumed run reads the same numbers; None for memory only.
         key: what the numbers depend on; a cache with another key is computed anew.
+        payer: whose account a live model is put on; the task's own by default.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class ReferenceModel:
         used: Mapping[Stream, Sequence[int]],
         cache: Path | None = None,
         key: str = "",
+        payer: Task | None = None,
     ):
-        self.task = task
+        self.task, self.payer = task, payer or task
         self.objective = objective
         self.positions = {s: objective.positions(s) for s in encoded}
         self.needs = {s: objective.reference(s) for s in encoded}
@@ -63,8 +66,10 @@ class ReferenceModel:
             return
         if cache is not None and self._read(cache, key):
             return
-        if task.varies or any(
-            self.positions[s] == "all" and (self.needs[s] == "rows" or self.blocks[s]) for s in encoded
+        if (
+            task.varies
+            or any(self.positions[s] == "all" and (self.needs[s] == "rows" or self.blocks[s]) for s in encoded)
+            or (not task.small_blocks and any(self.blocks.values()))
         ):
             # Padding rows depend on the batch they stand in, and augmented examples are never the same: only a live
             # model can give them.
@@ -193,6 +198,9 @@ class ReferenceModel:
                 )
         finally:
             model.train(was_training)
+        if self.live is not self.payer:
+            self.payer.cost += self.live.cost
+            self.live.cost = Cost()
         stats.reference_blocks, stats.reference_hidden = seen.blocks, seen.hidden
         if self.needs[stream] != "none":
             stats.reference_nll, stats.reference_logits = seen.sequence_nll, seen.logits.__getitem__

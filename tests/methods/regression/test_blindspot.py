@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.methods.regression.blindspot import towards
-from expunge.methods.run import unlearn
+from expunge.methods.base import Run, settle
+from expunge.methods.regression.blindspot import attention_distance, attention_map, towards
+from expunge.methods.run import METHODS, unlearn
 from expunge.requests.request import DeletionRequest
 
 NAME = "table-regressor"
@@ -48,3 +49,61 @@ def test_the_proxy_is_paid_for(tiny_predictor: Any, tiny_rows: Any) -> None:
         assert done.training is not None
         costs.append(done.cost.backwards - done.training.cost.backwards)
     assert costs == [1, 4]  # one step an epoch
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (3, 6, 4)])
+def test_attention_maps_are_those_of_a_loop(shape: tuple[int, ...], second: bool) -> None:
+    torch.manual_seed(0)
+    own, other = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    last = len(shape) == 3 and not second
+
+    def by_hand(h: torch.Tensor) -> torch.Tensor:
+        squares = torch.stack([one**2 for one in h.unbind(-1 if last else 1)]).mean(0)
+        return torch.stack([row.flatten() / row.flatten().dot(row.flatten()).sqrt() for row in squares])
+
+    torch.testing.assert_close(attention_map(own, second=second), by_hand(own))
+    expected = ((by_hand(own) - by_hand(other)) ** 2).sum(1) / by_hand(own).shape[1]
+    found = attention_distance({0: own, 4: own}, {0: other, 4: own}, second=second)
+    torch.testing.assert_close(found, expected)
+
+
+def test_layers_without_positions_have_constant_maps_and_are_left_out(tiny_predictor: Any, tiny_rows: Any) -> None:
+    assert attention_map(torch.tensor([[3.0], [5.0]])[:, :, None]).tolist() == [[1.0], [1.0]]
+    request = DeletionRequest(tiny_rows(NAME, range(4)), tiny_rows(NAME, range(4, 30)))
+    done = unlearn(tiny_predictor(NAME), request, "blindspot", settings={"epochs": 1})
+    assert done.config["attention_layers"] == 0
+
+
+@pytest.mark.parametrize("batches", [{}, {"micro_batch_size": 2}])
+def test_images_are_led_by_attention_maps_too(tiny_predictor: Any, tiny_rows: Any, batches: dict[str, int]) -> None:
+    name = "image-regressor"
+    request = DeletionRequest(tiny_rows(name, range(6)), tiny_rows(name, range(6, 18)))
+    task = tiny_predictor(name)
+    settings = {"epochs": 3, "batch_size": 6, "warmup": 0.0, **batches}
+    done = unlearn(task.copy(), request, "blindspot", settings={**settings, "beta": 10.0})
+    layers = done.config["attention_layers"]
+    assert layers > 2
+    assert done.training is not None
+
+    # The first step's value, with the proxy that the same seed makes.
+    method, train = settle(METHODS.get("blindspot"), {**settings, "beta": 10.0})
+    objective = method.objective_for(task, request, Run(train=train))
+    proxy, term = objective.teacher, next(t for t in objective.terms if t.name == "attention")
+    assert proxy is not None
+    assert len(term.blocks) == layers
+    forget = task.encode(request.forget)
+    task.model.train("micro_batch_size" not in batches)
+    proxy.model.eval()
+    with torch.no_grad():
+        own = task.statistics(forget, blocks=term.blocks).blocks
+        others = proxy.statistics(forget, blocks=term.blocks).blocks
+    expected = 0.5 * 10.0 * float(attention_distance(own, others).mean())
+    if not batches:  # batch statistics follow the micro-batch
+        assert done.training.history[0]["loss/attention"] == pytest.approx(expected, rel=1e-4)
+    assert done.training.history[0]["loss/attention"] > 0
+    # The proxy looks at the images in every step, and not once, which is paid for.
+    plain = unlearn(task.copy(), request, "blindspot", settings={**settings, "beta": 0.0})
+    assert plain.config["attention_layers"] == 0
+    assert "loss/attention" not in plain.training.history[0]  # type: ignore[union-attr]
+    assert done.cost.forwards > plain.cost.forwards
