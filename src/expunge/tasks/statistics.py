@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,22 +101,25 @@ class Statistics:
         Args:
             sizes: number of examples of each stream, in order.
         """
-        parts, start_example, start_row = [], 0, 0
-        rows_before = torch.bincount(self.example, minlength=len(self)).cumsum(0).tolist()
-        for size in sizes:
-            stop_example = start_example + size
-            stop_row = rows_before[stop_example - 1] if stop_example else 0
-            rows = slice(start_row, stop_row)
+        rows_before = [0, *torch.bincount(self.example, minlength=len(self)).cumsum(0).tolist()]
+        ends = np.cumsum([0, *sizes]).tolist()
+        rows = [rows_before[stop] - rows_before[start] for start, stop in pairwise(ends)]
+        # Cut in one operation: the gradient of each slice of its own would be as large as the whole.
+        logits, targets, example = (whole.split(rows) for whole in (self.logits, self.targets, self.example))
+        hidden = [None] * len(rows) if self.hidden is None else self.hidden.split(rows)
+        blocks = {layer: output.split(rows) for layer, output in self.blocks.items()}
+        parts = []
+        for k, (start, stop) in enumerate(pairwise(ends)):
             parts.append(
                 replace(
                     self,
-                    logits=self.logits[rows],
-                    targets=self.targets[rows],
-                    example=self.example[rows] - start_example,
-                    counts=self.counts[start_example:stop_example],
-                    ids=self.ids[start_example:stop_example],
-                    hidden=None if self.hidden is None else self.hidden[rows],
-                    blocks={layer: output[rows] for layer, output in self.blocks.items()},
+                    logits=logits[k],
+                    targets=targets[k],
+                    example=example[k] - start,
+                    counts=self.counts[start:stop],
+                    ids=self.ids[start:stop],
+                    hidden=hidden[k],
+                    blocks={layer: outputs[k] for layer, outputs in blocks.items()},
                     reference_nll=None,
                     reference_logits=None,
                     reference_hidden=None,
@@ -123,7 +127,6 @@ class Statistics:
                     teacher_blocks={},
                 )
             )
-            start_example, start_row = stop_example, stop_row
         return parts
 
 
