@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from expunge.audits.base import Estimate
 from expunge.audits.intervals import (
     auc,
     auc_interval,
@@ -337,3 +338,20 @@ def test_bad_settings_are_refused():
         tpr_at_fpr([1.0], [1.0], 1.0)
     with pytest.raises(BadInput):
         auc([], [1.0])
+
+
+@pytest.mark.parametrize("size", [-1.0, -0.3])
+def test_a_few_values_on_one_side_are_no_evidence_of_a_side(size: float) -> None:
+    def difference(count: int) -> Estimate:
+        ids = [str(i) for i in range(117)]
+        return paired_difference({i: size * (k < count) for k, i in enumerate(ids)}, dict.fromkeys(ids, 0.0))
+
+    for count in (1, 2, 5):
+        found = difference(count)
+        assert found.high is not None
+        assert found.high >= 0 > found.low  # type: ignore[operator]
+    assert difference(30).high < 0  # type: ignore[operator]
+    # Shares cannot be below 0, so that any above it are.
+    share = mean_interval([0.0] * 116 + [0.4], bounds=(0.0, 1.0))
+    assert share.low is not None
+    assert share.low <= share.value  # type: ignore[operator]

@@ -40,7 +40,8 @@ def mean_interval(
     that is wider. Values that are all 0 or 1 get the exact Clopper-Pearson interval instead, unless
     ``bounds`` allow others. Where all or nearly all values are the same, resamples do not say how far the mean may be:
     the range of the data bounds it, or with ``bounds`` the exact limit of how many values may be others (for groups,
-    where all are of one size).
+    where all are of one size); and where others might lie on both sides, the interval holds the common value unless
+    more of them differ than a sign test needs to reject (6 at 95 %).
 
     Args:
         values: [n] one number per example.
@@ -350,6 +351,10 @@ def _mean(
         constant = f"all {n} values are equal: the interval does not say what other examples would give"
         return Estimate(value, value, value, n, level, "; ".join(filter(None, (note, constant))))
     low, high = _studentised(sums, sizes, level, seed, resamples, bounds)
+    usual, others = _commonest(sums / sizes)
+    if others < n / 2 and 2 * 0.5**others > 1 - level and (bounds is None or bounds[0] < usual < bounds[1]):
+        # So few values on one side of the rest are no evidence of a side: a sign test could not reject.
+        low, high = min(low, usual), max(high, usual)
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     return Estimate(value, min(low, value), max(high, value), n, level, note)
@@ -405,11 +410,16 @@ def _studentised(
     return float(low), float(high)
 
 
+def _commonest(values: Array) -> tuple[float, int]:
+    """Return the commonest value, and how many are others."""
+    known, counts = np.unique(values, return_counts=True)
+    return float(known[counts.argmax()]), int(values.size - counts.max())
+
+
 def _few_others(values: Array, bounds: tuple[float, float], level: float) -> tuple[float, float]:
     """Limits of a mean of which only the share of values other than the commonest is in doubt."""
-    known, counts = np.unique(values, return_counts=True)
-    usual = float(known[counts.argmax()])
-    most = clopper_pearson(int(values.size - counts.max()), values.size, level)[1]
+    usual, others = _commonest(values)
+    most = clopper_pearson(others, values.size, level)[1]
     return usual + most * (bounds[0] - usual), usual + most * (bounds[1] - usual)
 
 

@@ -66,7 +66,7 @@ def _row(name: str, logs: Logs, follow: Mapping[str, Any], retained: Mapping[str
         found = _area(metric)
     elif name in ("forget_quality", "model_utility", "privleak"):
         found = Estimate(finite(follow.get(name, {}).get("agg_value")))
-        notes += _derived_notes(name, logged, metric, logs, retained)
+        notes += _derived_notes(name, logged, logs, retained)
     else:
         values = per_example(name, metric)
         entries = len(metric.get("value_by_index") or {})
@@ -122,10 +122,7 @@ def _area(metric: Mapping[str, Any]) -> Estimate:
     return auc_interval(sides[0], sides[1])
 
 
-def _derived_notes(
-    name: str, logged: float | None, metric: Mapping[str, Any], logs: Logs, retained: Mapping[str, Any] | None
-) -> list[str]:
-    del metric
+def _derived_notes(name: str, logged: float | None, logs: Logs, retained: Mapping[str, Any] | None) -> list[str]:
     if name == "forget_quality" and logged is None:
         return ["no retained model was given (retain_logs_path), so there is no forget quality"]
     if name != "privleak" or logged is None or "mia_min_k" not in logs.metrics:
@@ -135,7 +132,8 @@ def _derived_notes(
         return []
     notes = []
     blind = privleak(area, DEFAULT_AUC, parity=True)
-    if abs(blind - logged) <= AGREES * max(1.0, abs(blind)):
+    # At an AUC of 1 it is -100 against any reference, which tells nothing of which it was.
+    if area != 1 and abs(blind - logged) <= AGREES * max(1.0, abs(blind)):
         notes.append("compared with an AUC of 0.5 and not with a retained model, which the file does not say")
         other = finite((retained or {}).get("mia_min_k", {}).get("agg_value"))
         if other is not None and other < 1:
