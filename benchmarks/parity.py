@@ -23,8 +23,9 @@ import json
 import math
 import re
 import subprocess
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -378,22 +379,43 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("open-unlearning", "flat", "uld", "wmdp", "concept-vectors"):
-        parser.add_argument(f"--{name}", type=Path, help="checkout of the authors' code")
+def asked(about: str, sources: Iterable[str]) -> tuple[argparse.Namespace, dict[str, Path]]:
+    """Read the command line: a checkout per source that is to be compared, how many draws, where results go."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in sources:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help="checkout of the authors' code")
     parser.add_argument("--draws", type=int, default=40, help="random inputs per cell of the table")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    roots = {name: getattr(given, name) for name in sources if getattr(given, name)}
+    if not roots:
+        parser.error("give at least one checkout")
+    return given, roots
+
+
+def report(given: argparse.Namespace, roots: Mapping[str, Path], rows: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Print the table, and write the files that were asked for."""
+    print(text)
+    if given.table:
+        given.table.write_text(text + "\n", encoding="utf-8")
+    if given.json:
+        checkouts = " ".join(f"--{name.replace('_', '-')} DIR" for name in roots)
+        about = {
+            "command": f"python benchmarks/{Path(sys.argv[0]).name} {checkouts} --draws {given.draws}",
+            "date": facts.now(), "commit": facts.commit(), "hardware": facts.hardware(), "versions": facts.versions(),
+            "authors": {name: commit(root) for name, root in roots.items()},
+        }  # fmt: skip
+        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
     sources = {
         "open_unlearning": of_open_unlearning, "flat": of_flat, "uld": of_uld, "wmdp": of_wmdp,
         "concept_vectors": of_concept_vectors,
     }  # fmt: skip
-    roots = {name: getattr(given, name) for name in sources if getattr(given, name)}
-    if not roots:
-        parser.error("give at least one checkout")
+    given, roots = asked(__doc__, sources)
     rows = []
     for name, root in roots.items():
         for objective, pair in sources[name](root).items():
@@ -406,18 +428,7 @@ def main() -> None:
                     loss, gradient = (max(side) for side in zip(*found, strict=True))
                     row = {"objective": objective, "precision": precision, "size": size, "draws": len(kept)}
                     rows.append({**row, "loss": loss, "gradient": gradient})
-    text = table(rows)
-    print(text)
-    if given.table:
-        given.table.write_text(text + "\n", encoding="utf-8")
-    if given.json:
-        checkouts = " ".join(f"--{name.replace('_', '-')} DIR" for name in roots)
-        about = {
-            "command": f"python benchmarks/parity.py {checkouts} --draws {given.draws}",
-            "date": facts.now(), "commit": facts.commit(), "hardware": facts.hardware(), "versions": facts.versions(),
-            "authors": {name: commit(root) for name, root in roots.items()},
-        }  # fmt: skip
-        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    report(given, roots, rows, table(rows))
 
 
 if __name__ == "__main__":

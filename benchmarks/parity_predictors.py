@@ -14,11 +14,9 @@ values, and of their gradients by the inputs where there are any, in float64 and
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import copy
-import json
 import math
 import os
 import random
@@ -59,12 +57,11 @@ from expunge.methods.general.bad_teacher import teaching_loss
 from expunge.methods.regression.blindspot import attention_distance, towards
 from expunge.methods.regression.gaussian_finetune import absolute_error
 from expunge.requests.request import DeletionRequest
-from expunge.runs import facts
 from expunge.tasks.outcomes import Numbers
 from expunge.tasks.predictor import Predictor
 from expunge.tasks.statistics import RegressionStatistics
 from expunge.tasks.table_inputs import TableInputs
-from parity import commit, definitions, deviation
+from parity import asked, definitions, deviation, report
 
 # What both sides say, and the inputs that gradients are taken by; none where a value has no gradient.
 Said = tuple[Any, Any, Sequence[Tensor]]
@@ -583,17 +580,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in SOURCES:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help="checkout of the authors' code")
-    parser.add_argument("--draws", type=int, default=40, help="random inputs per case and precision")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    roots = {name: getattr(given, name) for name in SOURCES if getattr(given, name)}
-    if not roots:
-        parser.error("give at least one checkout")
+    given, roots = asked(__doc__, SOURCES)
     rows = []
     with on_the_processor():
         for name, root in roots.items():
@@ -604,18 +591,7 @@ def main() -> None:
                     graded = bool(case(Luck(0, dtype))[2])
                     row = {"what": what, "precision": precision, "draws": len(found), "values": values}
                     rows.append({**row, "gradients": gradients if graded else None})
-    text = markdown(rows)
-    print(text)
-    if given.table:
-        given.table.write_text(text + "\n", encoding="utf-8")
-    if given.json:
-        checkouts = " ".join(f"--{name.replace('_', '-')} DIR" for name in roots)
-        about = {
-            "command": f"python benchmarks/parity_predictors.py {checkouts} --draws {given.draws}",
-            "date": facts.now(), "commit": facts.commit(), "hardware": facts.hardware(), "versions": facts.versions(),
-            "authors": {name: commit(root) for name, root in roots.items()},
-        }  # fmt: skip
-        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    report(given, roots, rows, markdown(rows))
 
 
 if __name__ == "__main__":

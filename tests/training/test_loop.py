@@ -20,7 +20,7 @@ from expunge.errors import BadInput, MissingExtra
 from expunge.tasks import base
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.encoding import Encoded
-from expunge.training import loop
+from expunge.training import dealing, loop
 from expunge.training.loop import TrainResult, train
 from expunge.training.objective import Objective, Term, kl_to_reference, negative_nll, nll
 from expunge.training.plan import Plan
@@ -272,7 +272,7 @@ def test_shared_forwards_are_fewer(task: CausalLM, encode: Encode) -> None:
     counts = {}
     for share in ("always", "never"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "SHARED_PADDING", 10.0)
+            patch.setattr(dealing, "SHARED_PADDING", 10.0)
             done = train(task.copy(), objective, streams, TrainSettings(batch_size=4, epochs=1, share_forward=share))  # type: ignore[arg-type]
         counts[share] = done.cost.forwards
     assert counts == {"always": 2, "never": 4}

@@ -132,15 +132,21 @@ def attacks(seen: Seen, reference: Seen | None) -> dict[str, Metric]:
     if seen.norms:
         out["mia_gradnorm"] = told_apart(seen.norms["forget"], seen.norms["holdout"])
     if reference is not None:
-        both = ([nll(s) - nll(r) for s, r in zip(own, reference.answers[side], strict=True)]
-                for side, own in sides.items())  # fmt: skip
-        out["mia_reference"] = told_apart(*both)
+        out["mia_reference"] = against_reference(seen, reference)
     return out
 
 
-def nll(scores: TokenScores | None) -> float:
-    """Return the NLL per token, end of sequence included; NaN for an answer without a label."""
-    return float("nan") if scores is None else scores.nll
+def against_reference(seen: Seen, reference: Seen) -> Metric:
+    """Return ``mia_reference``: by how much the NLL per token of a text is above that under another model."""
+
+    def nll(scores: TokenScores | None) -> float:
+        return float("nan") if scores is None else scores.nll
+
+    both = (
+        [nll(s) - nll(r) for s, r in zip(seen.answers[side], reference.answers[side], strict=True)]
+        for side in ("forget", "holdout")
+    )
+    return told_apart(*both)
 
 
 def derived(

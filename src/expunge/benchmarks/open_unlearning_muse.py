@@ -31,10 +31,10 @@ from expunge.benchmarks.open_unlearning_metrics import (
     K,
     Metric,
     Seen,
+    against_reference,
     attacks,
     derived,
     memorised,
-    nll,
     per_example,
     rouge,
     told_apart,
@@ -174,10 +174,7 @@ def our_metrics(ours: Ours, reference: Ours | None = None) -> dict[str, Metric]:
     if seen.norms:
         out["mia_gradnorm"] = told_apart(seen.norms["forget"], seen.norms["holdout"])
     if reference is not None:
-        others = (reference.seen.answers[side] for side in ("forget", "holdout"))
-        both = ([nll(s) - nll(r) for s, r in zip(own, other, strict=True)]
-                for own, other in zip(sides, others, strict=True))  # fmt: skip
-        out["mia_reference"] = told_apart(*both)
+        out["mia_reference"] = against_reference(seen, reference.seen)
     return out
 
 

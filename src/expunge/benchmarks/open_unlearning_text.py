@@ -262,13 +262,12 @@ def gradient_norms(task: CausalLM, rows: Sequence[tuple[list[int], int]]) -> lis
         NaN where one label or none is there.
     """
     weights = [weight for weight in task.model.parameters() if weight.requires_grad]
-    task.model.eval()
     out = []
     for ids, start in rows:
         if len(ids) - 1 <= start:
             out.append(float("nan"))
             continue
-        with task.cost.measured(), _padding_hidden(task):
+        with task.asked(), torch.enable_grad(), _padding_hidden(task):
             logits = task.model(input_ids=torch.tensor([ids], device=task.device)).logits[0]
             labels = torch.tensor(ids[start:-1], device=task.device)
             loss = torch.nn.functional.cross_entropy(logits[start - 1 : len(ids) - 2], labels)

@@ -151,7 +151,7 @@ class Verdicts(Reproduction):
         return [
             Check(
                 "retraining is removed, and what had to stay is kept",
-                always("retrain_removed"),
+                always("retrain_removed") and all(run.get("retrain_damaged", 1.0) < 0.5 for run in runs),
                 f"{told('retrain')}; beside the five, {told(CONTROL)}",
             ),
             Check(

@@ -22,8 +22,9 @@ FEED_FORWARD_OUTPUT = re.compile(
     r"(down_proj|dense_4h_to_h|fc2|fc_out|w2|mlp\.c_proj|output_linear)(\.base_layer)?(\.weight)?$"
 )
 
-# A module that takes no position for itself differs by as much as it puts out; rounding is far below this part of it.
+# What two ways to compute one thing may differ by, rounding apart, per precision.
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+# Of what a feed-forward part puts out, in half precision; one that mixes positions differs by as much as that.
 HALF_ROUNDING = 0.05
 # Rows are taken out of a feed-forward part where they are at most this share of all positions.
 WORTH = 0.9

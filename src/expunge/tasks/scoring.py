@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from expunge.tasks.blocks import ROUNDING
 from expunge.tasks.encoding import Encoded, collate, length_batches
 from expunge.tasks.shared_prefixes import Tree, grow, lay_out
 from expunge.tasks.statistics import token_statistics
@@ -23,8 +23,7 @@ Around = Callable[[Sequence[int]], AbstractContextManager[None]]
 
 # Trees are laid out where they save at least this part of the work.
 SAVED = 0.1
-# By how much log-probabilities may differ from those of separate sequences: rounding, per precision.
-ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+# By how much log-probabilities may differ from those of separate sequences in half precision; else ``ROUNDING``.
 HALF_ROUNDING = 0.1
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +20,7 @@ from expunge.errors import BadInput, MissingExtra, Problem
 from expunge.selections.base import Mask
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
-from expunge.tasks.encoding import length_batches
-from expunge.tasks.examples import EncodedExamples, Positions
+from expunge.tasks.examples import EncodedExamples
 from expunge.tasks.statistics import Statistics
 from expunge.training.checkpoint import (
     gather_state,
@@ -33,24 +31,19 @@ from expunge.training.checkpoint import (
     trained_weights,
     write_checkpoint,
 )
+from expunge.training.dealing import Dealer, MicroBatch
 from expunge.training.identity import fingerprint
 from expunge.training.journal import Journal
 from expunge.training.keeping import Keeper
 from expunge.training.masking import MaskedWeights
 from expunge.training.objective import Objective, Stream, Term
-from expunge.training.plan import Plan, Step, draw, learning_rate_factor, micro_batches
+from expunge.training.plan import Plan, Step, draw, learning_rate_factor
 from expunge.training.probe import Probe, ProbePoint
 from expunge.training.reference import ReferenceModel
 from expunge.training.settings import TrainSettings
 from expunge.training.sharding import fill, hollow, shard
 
-# Forget and retain share a forward on a GPU when that adds at most this much padding.
-SHARED_PADDING = 1.1
 Progress = Callable[[int, int, Mapping[str, float]], None]
-# Streams that share forwards, and the terms that read them.
-Component = tuple[tuple[Stream, ...], tuple[Term, ...]]
-# Per stream, positions in the step.
-MicroBatch = Mapping[Stream, Sequence[int]]
 
 
 @dataclass
@@ -179,14 +172,11 @@ class _Run:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.result = TrainResult()
-        turns = [self.objective.turn(k) for k in range(len(self.objective.turns))]
-        self.hollow: nn.Module | None = None
-        # Groups whose examples may stand together in any way: sorted by length, whatever their streams.
-        self.pooled: set[tuple[Stream, ...]] = set()
-        self.components = [self._share(turn.components()) for turn in turns]
+        self.dealer = Dealer(task, self.objective, self.streams, settings, self.rank, self.world)
         self.moving = self.objective.moving()
         self.keeper = Keeper(task, settings, self.probe, self.result, folder)
         self.journal = Journal(folder if self.rank == 0 else None, settings, self.accelerator)
+        self.hollow: nn.Module | None = None
         self.seen: dict[str, Tensor] = {}  # (sum, divisor) of the terms whose weights move
         self.checkpointed = -1  # the step of the newest checkpoint
         # What was spent: before this process resumed, on probes, and what the task's account said at the start.
@@ -203,27 +193,6 @@ class _Run:
             shown.append(repr((self.objective.turns, [t.turn for t in self.objective.terms])))
         return fingerprint(self.task, self.streams, given, *shown)
 
-    def _share(self, components: list[Component]) -> list[Component]:
-        """Join uncoupled streams into one forward where that is asked for."""
-        how = self.settings.share_forward
-        together: list[Component] = []
-        if how == "always":
-            together = components
-        elif how == "auto" and self.task.device.type != "cpu":
-            # Forget and retain examples must not be normalised together.
-            together = [] if self.task.mixes_examples else components
-        elif how == "auto":
-            together = [c for c in components if self._cuts_padding(c[0])]
-            if len({(*self._reads(group[0]), self.objective.hidden(group[0])) for group, _ in together}) > 1:
-                together = []
-        if len(together) < 2:
-            return components
-        streams = tuple(s for group, _ in together for s in group)
-        whole = (streams, tuple(t for _, terms in together for t in terms))
-        if self.task.device.type == "cpu" and how == "auto":
-            self.pooled.add(streams)
-        return [whole, *(c for c in components if c not in together)]
-
     def _prepare(self) -> None:
         task, settings = self.task, self.settings
         torch.manual_seed(draw(settings.seed, "adapters") % 2**63)
@@ -237,9 +206,9 @@ class _Run:
         needed = any(map(self.objective.needs_reference, self.streams))
         key = f"{self.identity} {settings.model_dump_json()}"
         with self._autocast():
-            used = self._used() if needed else {}
+            used = self.dealer.used(self.plan) if needed or self.objective.teacher is not None else {}
             self.reference = ReferenceModel(task, self.objective, self.streams, used, cache, key)
-            self.teacher = self._teacher()
+            self.teacher = self._teacher(used)
         task.model.train(not self.objective.evaluation)
         self.masked = MaskedWeights(task.model, self.mask)
         if settings.sharding == "fully_shard":
@@ -263,56 +232,14 @@ class _Run:
             else:
                 self.optimizers.append(torch.optim.AdamW(weights, **common))
 
-    def _teacher(self) -> ReferenceModel | None:
+    def _teacher(self, used: Mapping[Stream, Sequence[int]]) -> ReferenceModel | None:
         teacher = self.objective.teacher
         if teacher is None:
             return None
         before = teacher.cost.snapshot()
-        remembered = ReferenceModel(teacher, self.objective.as_taught(), self.streams, self._used(), payer=self.task)
+        remembered = ReferenceModel(teacher, self.objective.as_taught(), self.streams, used, payer=self.task)
         self.task.cost += teacher.cost - before
         return remembered
-
-    def _used(self) -> dict[Stream, list[int]]:
-        """Indices of the examples that this process will see in the whole run, per stream."""
-        used: dict[Stream, set[int]] = {s: set() for s in self.streams}
-        for number in range(self.plan.total):
-            step = self.plan.step(number)
-            for group, _ in chain(*self.components):
-                for chosen in self._deal(step, group, self.rank):
-                    for stream in group:
-                        used[stream].update(step.examples[stream][p] for p in chosen[stream])
-                # A process without a share of its own stands in with the first example, weighted 0.
-                for stream in group:
-                    used[stream].add(step.examples[stream][0])
-        return {s: sorted(indices) for s, indices in used.items()}
-
-    def _deal(self, step: Step, group: tuple[Stream, ...], rank: int) -> list[MicroBatch]:
-        """Cut a process's share of a step into micro-batches."""
-        count = len(step.examples[group[0]])
-        if group in self.pooled or self._cuts_padding(group):
-            each = [(s, p) for s in group for p in range(count)]
-            lengths = [self.streams[s].length(step.examples[s][p]) for s, p in each]
-            cut = length_batches(lengths, None, overhead=self.task.tokens_per_call, most=count)
-            return [{s: [each[k][1] for k in part if each[k][0] == s] for s in group} for part in cut]
-        lengths = [max(self.streams[s].length(step.examples[s][p]) for s in group) for p in range(count)]
-        dealt = micro_batches(lengths, rank, self.world, self.settings.micro_batch_size)
-        return [dict.fromkeys(group, positions) for positions in dealt]
-
-    def _cuts_padding(self, group: Sequence[Stream]) -> bool:
-        """Whether a stream's share of a step may be cut where that saves padding.
-
-        On a GPU a longer forward costs less than a further one. Terms that read padding or several streams at once may
-        depend on what stands together in a micro-batch.
-        """
-        return (
-            len(group) == 1
-            and self.world == 1
-            and self.settings.micro_batch_size is None
-            and self.task.device.type == "cpu"
-            and not self.task.mixes_examples
-            and all(term.positions == "answer" and len(term.streams) == 1 for term in self.objective.reading(group[0]))
-            and all(weight.per == "step" for weight in self.objective.moving().values())
-        )
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -399,9 +326,9 @@ class _Run:
 
     def _gradient(self, step: Step, turn: int) -> tuple[dict[str, float], float]:
         """Put the gradient of one turn's terms into the weights; return the terms' values and the gradient's norm."""
-        components = self.components[turn]
-        work = [(g, terms, chosen) for g, terms in components for chosen in self._deal(step, g, self.rank)]
-        joined = {g: self._joins(step, g) for g, _ in components}
+        components = self.dealer.components[turn]
+        work = [(g, terms, chosen) for g, terms in components for chosen in self.dealer.deal(step, g)]
+        joined = {g: self.dealer.joins(step, g) for g, _ in components}
         sums: dict[str, Tensor] = {}
         for k, (group, terms, chosen) in enumerate(work):
             with self._sync(last=k == len(work) - 1), self._autocast():
@@ -459,7 +386,7 @@ class _Run:
         for term in terms:
             if not set(term.streams) <= set(group):
                 continue  # nothing of its streams is in this micro-batch
-            divisor = term.divisor(*self._sizes(step, term, tuple(chosen)))
+            divisor = term.divisor(*self.dealer.sizes(step, term, tuple(chosen)))
             partial = term.partial_sum([stats[s] for s in term.streams]) * (0 if idle else 1)
             value = term.factor * partial / divisor
             if term.name in self.moving:
@@ -498,7 +425,7 @@ class _Run:
         return self._statistics(group[0], joint).split([len(parts[s]) for s in group])
 
     def _statistics(self, stream: Stream, batch: EncodedExamples) -> Statistics:
-        positions, blocks, logits = self._reads(stream)
+        positions, blocks, logits = self.dealer.reads(stream)
         hidden = self.objective.hidden(stream)
         return self.task.statistics(
             batch,
@@ -509,47 +436,6 @@ class _Run:
             logits=logits,
             rows_only=self.hollow is None,  # parts of a block cannot be tried where its weights are split up
         )
-
-    def _reads(self, stream: Stream) -> tuple[Positions, tuple[int, ...], bool]:
-        """What is read of a stream: rows, block outputs, and whether logits. Split weights need the whole forward."""
-        objective = self.objective
-        logits = objective.reads_logits(stream) or self.hollow is not None
-        return objective.positions(stream), objective.blocks(stream), logits
-
-    def _joins(self, step: Step, group: tuple[Stream, ...]) -> bool:
-        """Whether the streams of a group go through one forward in this step.
-
-        The answer is the same on every process: forwards are collective calls.
-        """
-        if len(group) == 1 or len({(*self._reads(s), self.objective.hidden(s)) for s in group}) > 1:
-            return False
-        if group in self.pooled:
-            return True
-        apart = together = 0
-        for rank in range(self.world):
-            for chosen in self._deal(step, group, rank):
-                positions = chosen[group[0]] or [0]
-                widths = [max(self.streams[s].length(step.examples[s][p]) for p in positions) for s in group]
-                apart += sum(widths) * len(positions)
-                together += max(widths) * len(group) * len(positions)
-        return together <= SHARED_PADDING * apart
-
-    def _sizes(self, step: Step, term: Term, group: tuple[Stream, ...]) -> tuple[int, int, int]:
-        """Examples, labelled rows and read rows of a term's first stream in the whole step."""
-        stream = term.streams[0]
-        encoded, chosen = self.streams[stream], step.examples[stream]
-        labelled = sum(encoded.labelled(i) for i in chosen)
-        if term.positions in ("answer", "label"):
-            rows = labelled
-        elif term.positions == "attended":
-            rows = encoded.rows(chosen, "attended")
-        else:
-            rows = sum(
-                encoded.rows([chosen[p] for p in part[stream]], "all")
-                for rank in range(self.world)
-                for part in self._deal(step, group, rank)
-            )
-        return len(chosen), labelled, rows
 
     def _sync(self, *, last: bool) -> AbstractContextManager[Any]:
         if self.world == 1:

@@ -111,6 +111,10 @@ def wrong_settings(model: type[BaseModel], error: ValidationError, where: str = 
             fix = near_names(key, known) if known else "leave it out: there are none"
             problems.append(Problem(f"{where}{key}", "is not a setting", fix))
             continue
+        if not item["loc"] and item["type"] == "value_error":  # settings that do not go together: "what -> fix"
+            what, _, fix = str(item["ctx"]["error"]).partition(" -> ")
+            problems.append(Problem(where.rstrip(": ") or "settings", what, fix or "change one of them"))
+            continue
         field = owner.model_fields.get(last)
         about = f" ({field.description})" if field is not None and field.description else ""
         # A value that is none of several kinds is one mistake.

@@ -98,7 +98,7 @@ def test_rows_that_are_steered_and_held(positions: str) -> None:
 
 
 def test_parity_has_rows_of_its_own() -> None:
-    with pytest.raises(BadInput, match="leave out parity or positions"):
+    with pytest.raises(BadInput, match=r"^rmu: parity has rows of its own -> leave out parity or positions$"):
         settle(RMU, {"parity": True, "positions": "all"})
 
 
