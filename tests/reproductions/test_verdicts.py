@@ -22,6 +22,7 @@ def run(*, told: bool) -> dict[str, float]:
         out[f"{name}_{'removed' if (name == 'retrain') == told else 'not_removed'}"] = 1.0
     out |= {f"{a}_{b}_audits": float(told) for a, b in itertools.combinations(MODELS, 2)}
     out |= {f"{CONTROL}_removed": float(told), f"retrain_{CONTROL}_audits": float(not told)}
+    out["retrain_damaged"] = float(not told)
     out |= dict.fromkeys(FAR, float(told)) | {"refusal_said": 0.0, "refusal_forget": 0.8}
     return out | {
         "grad_diff_trace_left": 0.8,
@@ -40,6 +41,12 @@ def test_one_seed_that_fails_fails_the_check() -> None:
     checks = Verdicts().judge([run(told=True), guard_removed])
     assert [check.holds for check in checks].count(False) == 1
     assert "suppression: removed 50%" in checks[1].detail
+
+
+def test_retraining_that_damages_what_had_to_stay_fails_its_check() -> None:
+    checks = Verdicts().judge([run(told=True), run(told=True) | {"retrain_damaged": 1.0}])
+    (failed,) = [check for check in checks if not check.holds]
+    assert failed.claim.startswith("retraining is removed")
 
 
 def test_a_pair_that_one_seed_cannot_tell_apart_is_named() -> None:
