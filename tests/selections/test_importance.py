@@ -55,6 +55,33 @@ def test_the_fisher_sums_over_the_models_own_labels(tiny_predictor: Any, tiny_ro
         torch.testing.assert_close(found[key], value, atol=1e-6, rtol=2e-3)
 
 
+def test_random_directions_have_the_information_of_the_outputs_as_their_covariance() -> None:
+    p = torch.tensor([0.7, 0.2, 0.09, 0.009, 0.001], dtype=torch.float64)
+    drawn = importance._direction(p.expand(200_000, 5), torch.Generator().manual_seed(0))
+    expected = torch.diag(p) - torch.outer(p, p)
+    torch.testing.assert_close(drawn.T @ drawn / len(drawn), expected, atol=2e-3, rtol=0.0)
+    # No outlier: rare outcomes are part of every draw, where drawn labels would miss them in most.
+    assert drawn[:, 4].abs().min() > 0.02
+
+
+@pytest.mark.parametrize("name", ["resnet", "table", "bert", "swin"])
+def test_the_fisher_of_many_classes_is_estimated_without_bias(tiny_predictor: Any, tiny_rows: Any, name: str) -> None:
+    task = tiny_predictor(name)
+    encoded = task.encode(tiny_rows(name, range(4)))
+    weights = dict(list(task.named_parameters())[-2:])
+    exact = squared_gradients(task, encoded, weights, kind="fisher")
+    enough = squared_gradients(task, encoded, weights, kind="fisher", passes=task.outcomes)
+    drawn = [squared_gradients(task, encoded, weights, kind="fisher", passes=2, seed=s) for s in range(60)]
+    for key, value in exact.items():
+        assert torch.equal(enough[key], value)
+        found = torch.stack([one[key].sum() for one in drawn])
+        error = found.std() / len(found) ** 0.5
+        assert abs(found.mean() - value.sum()) < 4 * error + 1e-9, key
+        assert found.std() > 0
+    again = squared_gradients(task, encoded, weights, kind="fisher", passes=2, seed=0)
+    assert all(torch.equal(again[key], drawn[0][key]) for key in weights)
+
+
 def test_the_fisher_of_numbers_is_that_of_their_gaussian(tiny_predictor: Any, tiny_rows: Any) -> None:
     """The expected squared gradient of the loss over targets drawn from the Gaussian that the loss belongs to."""
     task = tiny_predictor("table-regressor")

@@ -36,6 +36,10 @@ from expunge.tasks.predictor import Predictor
 Kind = Literal["example", "batch", "fisher"]
 # Maps (B, C) outputs and (B, ...) targets to (B,) losses.
 Loss = Callable[[Tensor, Tensor], Tensor]
+# A loss, the targets that it takes, and the weight of every example.
+Weighed = tuple[Loss, Tensor, Tensor]
+# What is to be squared of a batch, from its (B, C) outputs and its targets.
+LossesOf = Callable[[Tensor, Tensor], list[Weighed]]
 # As many examples are taken at once as hold about this many numbers, and never more than MOST: a larger batch only
 # leaves the processor's cache.
 HELD = 1 << 24
@@ -65,6 +69,7 @@ def squared_gradients(
     kind: Kind = "example",
     batch_size: int = 1,
     seed: int = 0,
+    passes: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the diagonal second moment of gradients over examples, in evaluation mode.
 
@@ -80,7 +85,10 @@ def squared_gradients(
               place of the labels. For language models one answer per position is drawn (by ``seed``) instead of summed
               over; for D numbers the distribution is a Gaussian of variance D/2, whose loss is the mean squared error.
         batch_size: of "batch".
-        seed: of the draw for language models.
+        seed: of the draws.
+        passes: of "fisher", the most backward passes per example. With more classes than this, the sum over them is
+            estimated without bias along as many random directions: with ``z_c`` = +-1 and ``v = sqrt(p) z - p
+            sum_c sqrt(p_c) z_c``, ``E v v^T = diag(p) - p p^T``, the information of the outputs. None: always the sum.
 
     Returns:
         Name -> float32 tensor of the parameter's shape; zero where the loss does not depend on it.
@@ -90,9 +98,9 @@ def squared_gradients(
             step = batch_size
             batches = [list(range(k, min(k + step, len(encoded)))) for k in range(0, len(encoded), step)]
             return _averaged(parameters, (_gradient(task, encoded.take(b), parameters) for b in batches), len(batches))
-        if isinstance(task, Predictor):
-            return _of_predictor(task, encoded, parameters, kind)
         generator = torch.Generator().manual_seed(seed)
+        if isinstance(task, Predictor):
+            return _of_predictor(task, encoded, parameters, partial(_losses, task, kind, generator, passes))
         draw = generator if kind == "fisher" else None
         singles = (_gradient(task, encoded.take([i]), parameters, draw) for i in range(len(encoded)))
         return _averaged(parameters, singles, len(encoded))
@@ -172,7 +180,7 @@ def _count(task: Predictor, part: LabelledExamples) -> None:
 
 
 def _of_predictor(
-    task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor], kind: Kind
+    task: Predictor, encoded: LabelledExamples, parameters: Mapping[str, Tensor], losses_of: LossesOf
 ) -> dict[str, Tensor]:
     layers = layers_for(task, encoded, parameters)
     ordered = encoded
@@ -184,28 +192,28 @@ def _of_predictor(
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     try:
         if layers.owned:
-            _add_by_layers(task, ordered, layers, kind, total)
+            _add_by_layers(task, ordered, layers, losses_of, total)
     except NotApart:
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
         layers = replace(layers, owned={}, rest=list(parameters))
     rest = {name: parameters[name] for name in layers.rest}
     if rest:
-        _add_mapped(task, ordered, rest, kind, total)
+        _add_mapped(task, ordered, rest, losses_of, total)
     return {name: value / len(encoded) for name, value in total.items()}
 
 
 def _add_by_layers(
-    task: Predictor, encoded: LabelledExamples, layers: Layers, kind: Kind, total: dict[str, Tensor]
+    task: Predictor, encoded: LabelledExamples, layers: Layers, losses_of: LossesOf, total: dict[str, Tensor]
 ) -> None:
     for part in chunks(task, encoded, layers.numbers):
         with recorded_forward(task, part, layers) as (outputs, targets, seen):
-            wanted = _losses(task, outputs.detach(), kind)
+            wanted = losses_of(outputs.detach(), targets)
             calls, gradients = calls_in(seen, layers, len(part)), []
-            for number, (loss, _) in enumerate(wanted, 1):
+            for number, (loss, aims, _) in enumerate(wanted, 1):
                 with torch.enable_grad():
-                    losses = loss(outputs, targets)
+                    losses = loss(outputs, aims)
                 gradients.append(backward(calls, losses, keep=number < len(wanted)))
-            shares = [share for _, share in wanted]
+            shares = [share for _, _, share in wanted]
             for k, (names, call) in enumerate(zip(layers.owned.values(), calls, strict=True)):
                 squares = squares_of(call, [found[k] for found in gradients], shares)
                 for own, full in names.items():
@@ -213,7 +221,11 @@ def _add_by_layers(
 
 
 def _add_mapped(
-    task: Predictor, encoded: LabelledExamples, rest: Mapping[str, Tensor], kind: Kind, total: dict[str, Tensor]
+    task: Predictor,
+    encoded: LabelledExamples,
+    rest: Mapping[str, Tensor],
+    losses_of: LossesOf,
+    total: dict[str, Tensor],
 ) -> None:
     """Add what no rule covers: by ``torch.func``, or one example at a time where it cannot map the model."""
     weights = sum(p.numel() for p in rest.values())
@@ -221,14 +233,16 @@ def _add_mapped(
     for part in chunks(task, encoded, weights if fixed else HELD):
         with torch.no_grad():
             outputs = task.predict(task.batch(part))
-        for loss, share in _losses(task, outputs, kind):
-            found = _mapped(task, part, rest, loss) if fixed else _single(task, part, rest, loss)
+        for loss, aims, share in losses_of(outputs, part.targets.to(task.device)):
+            found = (_mapped if fixed else _single)(task, part, aims, rest, loss)
             for name, gradient in found.items():
                 square = gradient.float().square()
                 total[name] += torch.einsum("b,b...->...", share.to(square), square) if fixed else share * square
 
 
-def _mapped(task: Predictor, part: LabelledExamples, parameters: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
+def _mapped(
+    task: Predictor, part: LabelledExamples, targets: Tensor, parameters: Mapping[str, Tensor], loss: Loss
+) -> dict[str, Tensor]:
     """(B, *shape) gradients by ``torch.func``."""
     model = task.model
     fixed = {name: p.detach() for name, p in model.named_parameters() if name not in parameters}
@@ -244,15 +258,17 @@ def _mapped(task: Predictor, part: LabelledExamples, parameters: Mapping[str, Te
 
     mapped = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be mapped and would be called once per example
-        found: dict[str, Tensor] = mapped(moving, task.batch(part), part.targets.to(task.device))
+        found: dict[str, Tensor] = mapped(moving, task.batch(part), targets)
     _count(task, part)
     return found
 
 
-def _single(task: Predictor, part: LabelledExamples, parameters: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
+def _single(
+    task: Predictor, part: LabelledExamples, targets: Tensor, parameters: Mapping[str, Tensor], loss: Loss
+) -> dict[str, Tensor]:
     """Gradients of one example, of the parameters' shapes."""
     with torch.enable_grad():
-        losses = loss(task.predict(task.batch(part)), part.targets.to(task.device))
+        losses = loss(task.predict(task.batch(part)), targets)
     found = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
     _count(task, part)
     return {
@@ -260,17 +276,22 @@ def _single(task: Predictor, part: LabelledExamples, parameters: Mapping[str, Te
     }
 
 
-def _losses(task: Predictor, outputs: Tensor, kind: Kind) -> list[tuple[Loss, Tensor]]:
-    """Return the losses whose squared gradients are added up, each with the weight of every example."""
+def _losses(
+    task: Predictor, kind: Kind, generator: torch.Generator, passes: int | None, outputs: Tensor, targets: Tensor
+) -> list[Weighed]:
+    """Return the losses whose squared gradients are added up."""
     ones = torch.ones(len(outputs), device=outputs.device)
     if kind == "example":
-        return [(task.losses, ones)]
+        return [(task.losses, targets, ones)]
     if task.outcomes is None:
         # The mean squared error of D numbers is the negative log-likelihood of Gaussians of variance D / 2.
         scale = (2 / task.outcome.width) ** 0.5
-        return [(partial(_output, k, scale), ones) for k in range(task.outcome.width)]
+        return [(partial(_output, k, scale), targets, ones) for k in range(task.outcome.width)]
     probabilities = torch.softmax(outputs, -1)
-    return [(partial(_surprise, c), probabilities[:, c]) for c in range(task.outcomes)]
+    if passes is None or task.outcomes <= passes:
+        return [(partial(_surprise, c), targets, probabilities[:, c]) for c in range(task.outcomes)]
+    directions = (_direction(probabilities, generator) for _ in range(passes))
+    return [(_along, direction, ones / passes) for direction in directions]
 
 
 def _output(k: int, scale: float, outputs: Tensor, _: Tensor) -> Tensor:
@@ -279,3 +300,14 @@ def _output(k: int, scale: float, outputs: Tensor, _: Tensor) -> Tensor:
 
 def _surprise(label: int, outputs: Tensor, _: Tensor) -> Tensor:
     return -torch.log_softmax(outputs, -1)[:, label]
+
+
+def _direction(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """Return (B, C) directions v with E v v^T = diag(p) - p p^T for (B, C) probabilities."""
+    signs = torch.randint(0, 2, probabilities.shape, generator=generator).to(probabilities) * 2 - 1
+    spread = probabilities.sqrt() * signs
+    return spread - probabilities * spread.sum(-1, keepdim=True)
+
+
+def _along(outputs: Tensor, directions: Tensor) -> Tensor:
+    return (outputs * directions).sum(-1)

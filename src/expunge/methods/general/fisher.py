@@ -28,6 +28,11 @@ class FisherConfig(MethodConfig):
 
     alpha: PositiveFloat = Field(1e-6, description="scale of the variance; the authors use 1e-9 to 1e-6")
     head_factor: PositiveFloat = Field(10.0, description="further factor on the head, biases and norms")
+    passes: PositiveInt = Field(
+        16,
+        description="most backward passes per example: a classifier of more classes has the sum over its classes "
+        "estimated, without bias, along this many random directions",
+    )
     parity: bool = Field(
         False,
         description="reproduce a common port, for classifiers: squared gradients of batch means, weighted by the mean "
@@ -96,8 +101,9 @@ class Fisher(EditingMethod):
     """theta' = theta + sqrt(var) eps, eps ~ N(0, 1) by the run's seed, ``var`` from the Fisher information of retain.
 
     ``F_j = 1/N sum_{x in retain} sum_c p(c|x) (d log p(c|x) / d theta_j)^2``, the model's own distribution in the place
-    of labels; see ``noise_variance`` for what follows from it. Where a whole class is forgotten
-    (``scenario="class"``), the head's row of that class is drawn around 0 with variance 1e-4 times the head's factor.
+    of labels (estimated where there are more than ``passes`` of them, see ``squared_gradients``); see
+    ``noise_variance`` for what follows from it. Where a whole class is forgotten (``scenario="class"``), the head's row
+    of that class is drawn around 0 with variance 1e-4 times the head's factor.
 
     ``parity=True`` takes ``port_information`` for F. (That port also knows the head by its shape alone, and a class
     that is forgotten by the size of the forget set.)
@@ -132,7 +138,8 @@ class Fisher(EditingMethod):
             assert isinstance(model, Predictor)
             fisher = _port(model, retain, parameters, config.parity_batch_size)
         else:
-            fisher = squared_gradients(model, retain, parameters, kind="fisher", seed=run.train.seed)
+            seed, passes = draw(run.train.seed, "fisher directions") % 2**63, config.passes
+            fisher = squared_gradients(model, retain, parameters, kind="fisher", seed=seed, passes=passes)
         generator = torch.Generator().manual_seed(draw(run.train.seed, "fisher") % 2**63)
         with torch.no_grad():
             for name, weight in parameters.items():
