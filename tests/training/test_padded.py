@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ def test_terms_are_reduced_as_they_say() -> None:
     (gradient,) = torch.autograd.grad(value, logits)
     # d/dz of a row is (2 * 1/2 - 3 * 1/3) (p - onehot) = 0 here: each row counts once in both.
     assert gradient.abs().max() < 1e-12
+
+
+def test_rows_that_another_term_asked_for_are_not_counted() -> None:
+    logits = torch.zeros(2, 4, 3, dtype=torch.float64)
+    labels = torch.tensor([[-100, 0, 1, -100], [-100, -100, 2, -100]])
+    answers = Term("answers", ("retain",), nll, "row_mean")
+    prompts = Term("prompts", ("retain",), lambda s: torch.zeros(len(s.targets)), "row_mean", positions="all")
+    value = objective_value(Objective((answers, prompts), anchor="retain"), {"retain": Padded(logits, labels)})
+    assert value.item() == pytest.approx(math.log(3))
 
 
 def test_a_stream_that_is_missing_is_named() -> None:

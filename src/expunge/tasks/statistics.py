@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from expunge.tasks.examples import Positions
+
 IGNORED = -100
 # Rows of logits are reduced in chunks of this many numbers, which bounds memory and leaves results unchanged.
 LOGIT_CHUNK = 1 << 22
@@ -94,6 +96,15 @@ class Statistics:
         wide = per_row.dtype if per_row.device.type == "mps" else torch.float64
         sums = torch.zeros(len(self), dtype=wide, device=per_row.device).index_add(0, self.example, per_row.to(wide))
         return sums.to(per_row.dtype)
+
+    def sizes(self, positions: Positions) -> tuple[list[int], int]:
+        """Return the labelled rows of each example, and how many rows a term with these positions reads of the batch.
+
+        Args:
+            positions: of the term. Another one may have asked for more rows than an "answer" has.
+        """
+        counts = self.counts.tolist()
+        return counts, sum(counts) if positions == "answer" else len(self.targets)
 
     def split(self, sizes: Sequence[int]) -> list[Statistics]:
         """Cut a batch that was put together from several streams back into its streams.

@@ -117,13 +117,13 @@ class Dealer:
                 together += max(widths) * len(group) * len(positions)
         return together <= SHARED_PADDING * apart
 
-    def sizes(self, step: Step, term: Term, group: Group) -> tuple[int, int, int]:
-        """Return examples, labelled rows and read rows of a term's first stream in the whole step."""
+    def sizes(self, step: Step, term: Term, group: Group) -> tuple[list[int], int]:
+        """Return the labelled rows of each example, and all read rows, of a term's first stream in the whole step."""
         stream = term.streams[0]
         encoded, chosen = self.streams[stream], step.examples[stream]
-        labelled = sum(encoded.labelled(i) for i in chosen)
+        counts = [encoded.labelled(i) for i in chosen]
         if term.positions in ("answer", "label"):
-            rows = labelled
+            rows = sum(counts)
         elif term.positions == "attended":
             rows = encoded.rows(chosen, "attended")
         else:
@@ -132,7 +132,7 @@ class Dealer:
                 for rank in range(self.world)
                 for part in self.deal(step, group, rank)
             )
-        return len(chosen), labelled, rows
+        return counts, rows
 
     def reads(self, stream: Stream) -> tuple[Positions, tuple[int, ...], bool]:
         """Return what is read of a stream: rows, block outputs, and whether logits."""

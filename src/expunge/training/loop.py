@@ -398,8 +398,7 @@ class _Run:
 
     def _own_divisor(self, term: Term, stats: Mapping[Stream, Statistics]) -> int:
         """What a micro-batch's sum is divided by for its own mean."""
-        first = stats[term.streams[0]]
-        return term.divisor(len(first), int(first.counts.sum()), len(first.targets))
+        return term.divisor(*stats[term.streams[0]].sizes(term.positions))
 
     def _note(self, term: Term, partial: Tensor, whole: int, own: int) -> None:
         """Remember what a moving weight's term was, until the weight moves."""

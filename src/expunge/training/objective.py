@@ -100,11 +100,16 @@ class Term:
             return (statistics[0].per_example(values) / statistics[0].counts).sum()
         return values.sum()
 
-    def divisor(self, examples: int, labelled: int, rows: int) -> int:
-        """Return what the step's sum is divided by, given the sizes of the term's first stream in the whole step."""
+    def divisor(self, counts: Sequence[int], rows: int) -> int:
+        """Return what the step's sum is divided by.
+
+        Args:
+            counts: labelled rows of each example of the term's first stream in the whole step.
+            rows: how many rows of them the term reads.
+        """
         if self.reduction == "token_mean":
-            return max(1, labelled)  # a step whose examples have no label at all adds nothing
-        return rows if self.reduction == "row_mean" else examples
+            return max(1, sum(counts))  # a step whose examples have no label at all adds nothing
+        return rows if self.reduction == "row_mean" else len(counts)
 
 
 class Penalty(ABC):

@@ -95,7 +95,6 @@ def objective_value(objective: Objective, batches: Mapping[Stream, Padded]) -> T
     stats = {stream: batches[stream].statistics(objective.positions(stream)) for stream in wanted}
     total = torch.zeros(())
     for term in terms:
-        first = stats[term.streams[0]]
-        divisor = term.divisor(len(first), int(first.counts.sum()), len(first.targets))
+        divisor = term.divisor(*stats[term.streams[0]].sizes(term.positions))
         total = total + term.factor * term.partial_sum([stats[s] for s in term.streams]) / divisor
     return total

@@ -17,6 +17,7 @@ from expunge.methods.language.ceu import CEU, CEUConfig, ceu_loss, ceu_reference
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest, example_id
 from expunge.tasks.causal_lm import CausalLM
+from expunge.training.padded import Padded, objective_value
 
 MakeTask = Callable[..., CausalLM]
 
@@ -106,6 +107,23 @@ def test_answers_with_no_token_left_are_left_out_and_a_set_of_those_is_refused(
     assert done.training.history[0]["loss"] == pytest.approx(reference(task, request, 3), rel=1e-5)
     with pytest.raises(BadInput, match="ignore_first_n_answer_tokens"):
         unlearn(task, request, "ceu", settings={**settings, "ignore_first_n_answer_tokens": 50})
+
+
+@pytest.mark.parametrize("ignored", [0, 1, 2, 3])
+def test_the_whole_objective_averages_over_what_is_left_of_ragged_answers(ignored: int) -> None:
+    generator = torch.Generator().manual_seed(ignored)
+    logits = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    # Four answer tokens, two, one and none.
+    labels = torch.tensor(
+        [[-100, 3, 1, 5, 0], [-100, -100, 2, 4, -100], [-100, -100, -100, -100, 1], [-100, -100, -100, -100, -100]]
+    )
+    objective = CEU(CEUConfig(ignore_first_n_answer_tokens=ignored)).objective()
+    ours, plain = (
+        objective_value(objective, {"forget": Padded(logits, labels)}),
+        ceu_reference_loss(logits, labels, ignored),
+    )
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, plain)))
 
 
 def test_it_needs_neither_a_retain_set_nor_a_reference() -> None:

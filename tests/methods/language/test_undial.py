@@ -104,8 +104,7 @@ def test_on_a_model_it_is_the_pure_function(make_task: MakeTask, request_: Delet
     assert term.positions == positions
     stats, old = (t.statistics(encoded, positions=term.positions) for t in (task, before))
     stats.reference_logits = old.logits.detach().__getitem__
-    sizes = (len(encoded), int(stats.counts.sum()), len(stats.targets))
-    ours = term.partial_sum([stats]) / term.divisor(*sizes)
+    ours = term.partial_sum([stats]) / term.divisor(*stats.sizes(term.positions))
 
     width = max(len(t) for t in encoded.tokens)
     ids, labels = torch.zeros(len(encoded), width, dtype=torch.long), torch.full((len(encoded), width), -100)

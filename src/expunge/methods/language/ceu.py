@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,9 +81,9 @@ class _LaterTokens(Term):
 
     skipped: int = 0
 
-    def divisor(self, examples: int, labelled: int, rows: int) -> int:
-        """Count the answer tokens that remain; every example has more than are skipped."""
-        return labelled - self.skipped * examples
+    def divisor(self, counts: Sequence[int], rows: int) -> int:
+        """Count the answer tokens that remain."""
+        return max(1, sum(max(0, count - self.skipped) for count in counts))
 
 
 class CEU(ObjectiveMethod):
