@@ -10,11 +10,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import expunge
+from expunge.audits.base import Evidence, Finding
+from expunge.audits.suite import AuditResult
 from expunge.data.request_files import read_request
 from expunge.errors import BadInput
 from expunge.reports.report import RunReport
 from expunge.requests.request import DeletionRequest
-from expunge.runs.audit import AuditReport, audit
+from expunge.runs.audit import AuditReport, audit, conclude
 from expunge.runs.progress import Progress
 from expunge.tasks.causal_lm import CausalLM
 
@@ -126,8 +128,20 @@ def test_a_model_that_merely_refuses_is_not_removed(
     assert found.verdict.result == "not removed"
     assert found.verdict.by_tests == "not removed"
     assert found.finding("relearning").status == "crashed"
-    assert any("Crashed and not counted in the verdict: relearning" in note for note in found.report.notes)
+    assert any("Crashed: relearning." in note for note in found.report.notes)
     assert {s.answers["unlearned"] for s in found.report.samples} == {"I cannot say."}
+
+
+def test_beside_an_audit_that_crashed_nothing_is_removed(ignorant: CausalLM, request_: DeletionRequest) -> None:
+    levels = {"unlearned": 0.1, "oracle": 0.1, "original": 0.9}
+    values = {name: {f"x{k}": level for k in range(40)} for name, level in levels.items()}
+    measured = Finding("probability", evidence=[Evidence("probability", "forget", values)])
+    report = audit(ignorant, request_, audits=["probability"]).report
+    alone = conclude(report, request_, AuditResult([measured]))
+    assert alone.verdict.result == "removed"
+    beside = conclude(report, request_, AuditResult([measured, Finding("rouge", "crashed", note="NaN")]))
+    assert beside.verdict.result == "inconclusive"
+    assert "rouge crashed" in beside.report.verdict["sentence"]
 
 
 def test_everything_wrong_is_said_before_compute(ignorant: CausalLM, request_: DeletionRequest) -> None:

@@ -83,7 +83,9 @@ def test_nothing_trained_is_no_curve() -> None:
 
 def test_crashed_audits_are_named() -> None:
     findings = [Finding("rouge", "crashed", note="x"), Finding("privleak", "no data")]
-    assert summary.crash_notes(findings) == ["Crashed and not counted in the verdict: rouge."]
+    assert summary.crash_notes(findings) == [
+        "Crashed: rouge. What would have been found is not known, so nothing is called removed or kept."
+    ]
     assert summary.crash_notes(findings[1:]) == []
 
 

@@ -172,6 +172,23 @@ def test_a_statistic_that_cannot_tell_takes_no_part():
     assert any("length" in reason for reason in verdict.reasons)
 
 
+def test_beside_an_audit_that_crashed_nothing_is_removed_or_kept():
+    gone, stays = evidence(), evidence(unlearned=KNOWN, name="retain_nll", about="retain")
+    assert (decide([gone, stays]).result, decide([gone, stays]).retained) == ("removed", "kept")
+    verdict = decide([gone, stays], crashed=["rouge", "truth_ratio"])
+    assert (verdict.result, verdict.by_tests, verdict.retained) == ("inconclusive",) * 3
+    assert verdict.sentence == "Inconclusive: rouge, truth_ratio crashed, so what they would have shown is not known."
+    assert verdict.retained_sentence == verdict.sentence
+    assert "leave them out" in verdict.reasons[0]
+    assert verdict.to_dict()["crashed"] == ["rouge", "truth_ratio"]
+    assert verdict.need_n is None
+    assert "no audit gave evidence" in decide([], crashed=["rouge"]).sentence
+    # What was found stands.
+    leak = decide([evidence(unlearned=KNOWN)], crashed=["rouge"])
+    assert leak.result == "not removed"
+    assert "rouge crashed" in leak.reasons[0]
+
+
 def test_constant_statistics_do_not_crash():
     ids = [f"x{i}" for i in range(30)]
 

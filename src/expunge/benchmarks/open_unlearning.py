@@ -246,7 +246,8 @@ def _audited(
 
     result = run_audits(tasks, request, audits_of(wanted), extra=split.knowledge, progress=tell)
     evidence = [one for finding in result.findings for one in finding.evidence]
-    verdict = decide(evidence, removal_level=stated_level(str(model.weights)))
+    crashed = [finding.audit for finding in result.crashed]
+    verdict = decide(evidence, removal_level=stated_level(str(model.weights)), crashed=crashed)
     return {finding.audit: finding for finding in result.findings}, verdict
 
 

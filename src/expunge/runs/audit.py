@@ -151,7 +151,8 @@ def conclude(
         settings: of the verdict.
     """
     evidence = [e for finding in result.findings for e in finding.evidence]
-    verdict = decide(evidence, removal_level=report.removal_level, settings=settings)
+    crashed = [finding.audit for finding in result.crashed]
+    verdict = decide(evidence, removal_level=report.removal_level, crashed=crashed, settings=settings)
     full = replace(
         report,
         verdict=verdict.to_dict(),

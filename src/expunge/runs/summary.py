@@ -111,9 +111,12 @@ def limit_notes(request: DeletionRequest, limits: Mapping[str, int], seed: int) 
 
 
 def crash_notes(findings: Sequence[Finding]) -> list[str]:
-    """Say which audits crashed, since the verdict cannot count them."""
+    """Say which audits crashed, and what follows for the verdict."""
     crashed = [f.audit for f in findings if f.status == "crashed"]
-    return [f"Crashed and not counted in the verdict: {', '.join(crashed)}."] if crashed else []
+    what = (
+        f"Crashed: {', '.join(crashed)}. What would have been found is not known, so nothing is called removed or kept."
+    )
+    return [what] if crashed else []
 
 
 def still_notes(verdict: Mapping[str, Any], train: Mapping[str, Any] | None) -> list[str]:

@@ -34,7 +34,11 @@ from expunge.verdict.settings import VerdictSettings
 
 
 def decide(
-    evidence: Sequence[Evidence], *, removal_level: str = "unknown", settings: VerdictSettings | None = None
+    evidence: Sequence[Evidence],
+    *,
+    removal_level: str = "unknown",
+    crashed: Sequence[str] = (),
+    settings: VerdictSettings | None = None,
 ) -> Verdict:
     """Judge whether the data is gone and whether the rest was kept.
 
@@ -42,6 +46,8 @@ def decide(
         evidence: per-example statistics of the unlearned model and of what it is compared with.
         removal_level: "guard", "adapter", "approximate", "exact" or "unknown". The weights under a guard or an adapter
             still hold the data, so these are never "removed".
+        crashed: audits that were asked and broke down. What they would have shown is not known, and it may be that the
+            model is what broke: nothing is "removed" or "kept" beside them.
         settings: error rates and margins.
 
     Returns:
@@ -62,12 +68,17 @@ def decide(
     forget_rows = _judge(forget, settings)
     retain_rows = _judge(retain, settings)
     by_tests, reasons = _conclude(forget_rows, forget, settings)
+    if crashed:
+        reasons.insert(0, f"{wording.broken_down(crashed)}; repair what is wrong, or leave them out")
+        by_tests = "inconclusive" if by_tests == "removed" else by_tests
     result: Result = by_tests
     if removal_level in ("guard", "adapter"):
         result = "not removed"
         reasons.insert(0, wording.held_by_weights(removal_level))
         reasons.insert(1, f"the tests alone, with the {removal_level} in place, say: {by_tests}")
     retained = _retained(retain_rows)
+    if crashed and retained == "kept":
+        retained = "inconclusive"
     clearest = decisive(forget_rows)
     verdict = Verdict(
         result=result,
@@ -80,6 +91,7 @@ def decide(
         rows=(*forget_rows, *retain_rows),
         families=by_family(forget_rows),
         decided_by=clearest.statistic if clearest else "",
+        crashed=tuple(crashed),
         reasons=tuple(dict.fromkeys(reasons)),
         settings=settings,
     )

@@ -83,6 +83,7 @@ class Verdict:
         families: what each family of audits says; see ``verdict.families``.
         decided_by: the statistic that shows most clearly that the model is not like one that never knew; "" where none
             does: every test agrees, none decides, or the removal level alone does.
+        crashed: audits that broke down, beside which nothing is "removed" or "kept".
         reasons: why the answer is what it is, and what it could not take into account.
         settings: as used.
     """
@@ -98,6 +99,7 @@ class Verdict:
     rows: tuple[Row, ...] = ()
     families: tuple[FamilyResult, ...] = ()
     decided_by: str = ""
+    crashed: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     settings: VerdictSettings = field(default_factory=VerdictSettings)
 
@@ -117,6 +119,7 @@ class Verdict:
             "alpha": self.settings.alpha,
             "settings": self.settings.model_dump(),
             "decided_by": self.decided_by,
+            "crashed": list(self.crashed),
             "families": [asdict(family) for family in self.families],
             "rows": [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows],
             "notes": list(self.reasons),

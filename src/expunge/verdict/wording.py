@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from expunge.verdict.families import decisive
@@ -23,6 +24,11 @@ def held_by_weights(level: str) -> str:
         "the adapter hides the data and the weights under it still hold it; "
         "merge the adapter and judge the merged weights"
     )
+
+
+def broken_down(audits: Sequence[str]) -> str:
+    """Which audits crashed, and what that leaves open."""
+    return f"{', '.join(audits)} crashed, so what {'it' if len(audits) == 1 else 'they'} would have shown is not known"
 
 
 def sentence(verdict: Verdict) -> str:
@@ -62,8 +68,13 @@ def retained_sentence(verdict: Verdict) -> str:
             f"margin; largest: {name(worst)} ({_against(worst)})."
         )
     unclear = [row for row in tested if row.result in ("inconclusive", "not measured")]
-    needs = _needs(verdict.retained_need_n, unclear)
-    return f"Inconclusive: {len(unclear)} of {_tests(len(tested))} could not decide{needs}."
+    parts = []
+    if unclear:
+        needs = _needs(verdict.retained_need_n, unclear)
+        parts.append(f"{len(unclear)} of {_tests(len(tested))} could not decide{needs}")
+    if verdict.crashed:
+        parts.append(broken_down(verdict.crashed))
+    return f"Inconclusive: {'; '.join(parts)}."
 
 
 def _not_removed(different: list[Row], tested: list[Row]) -> str:
@@ -83,11 +94,9 @@ def _not_removed(different: list[Row], tested: list[Row]) -> str:
 
 
 def _undecided(rows: list[Row], verdict: Verdict) -> str:
-    if not rows:
-        return "no audit gave evidence about the data to be forgotten"
     unmeasured = [row for row in rows if row.result == "not measured"]
     unclear = [row for row in rows if row.result == "inconclusive"]
-    parts = []
+    parts = [] if rows else ["no audit gave evidence about the data to be forgotten"]
     tested = len([row for row in rows if row.result != "cannot tell"])
     if unclear:
         parts.append(f"{len(unclear)} of {_tests(tested)} could not decide{_needs(verdict.need_n, unclear)}")
@@ -95,6 +104,8 @@ def _undecided(rows: list[Row], verdict: Verdict) -> str:
         parts.append(f"{name(unmeasured[0])} could not be tested ({unmeasured[0].note})")
         if len(unmeasured) > 1:
             parts.append(f"nor could {len(unmeasured) - 1} more")
+    if verdict.crashed:
+        parts.append(broken_down(verdict.crashed))
     return "; ".join(parts) or "no test here can tell a model that knows the data from one that does not"
 
 
