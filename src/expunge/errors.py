@@ -89,6 +89,10 @@ class Diverged(ExpungeError, RuntimeError):
     """Training produced NaN/inf or collapsed; the last good checkpoint was kept."""
 
 
+class BrokenScores(ExpungeError):
+    """A model gave NaN or infinite scores, so nothing can be said about what it knows."""
+
+
 class NotRemoved(ExpungeError):
     """``--require removed`` was asked for and the verdict is something else."""
 

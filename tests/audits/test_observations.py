@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 
 from expunge.audits.base import Audit, Finding
-from expunge.audits.observations import BrokenScores, Observations
-from expunge.errors import BadInput
+from expunge.audits.observations import Observations
+from expunge.errors import BadInput, BrokenScores
 from expunge.requests.request import DeletionRequest
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from expunge.audits.observations import BrokenScores, Observations
+from expunge.audits.observations import Observations
 from expunge.audits.prober import Transform, cases_of, everywhere, measure, probes_of
+from expunge.errors import BrokenScores
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.audits.observations import BrokenScores
 from expunge.audits.recovery import Recovery, area_under, batches, excess, first_at, split_halves
+from expunge.errors import BrokenScores
 from expunge.tasks.tokens import TokenScores
 
 

@@ -114,10 +114,8 @@ def test_a_broken_model_never_looks_as_if_it_forgot(models: dict[str, CausalLM],
     for audit in ("probability", "truth_ratio", "membership", "privleak", "forget_quality", "extraction_strength"):
         assert status[audit] == "crashed"
         assert "NaN" in result.finding(audit).note
-    assert not [f.audit for f in result.findings if f.status == "measured" and f.audit != "rouge"]
-    said = result.finding("rouge").estimates["unlearned"]
-    assert said["forget_rouge_recall"].value is None
-    assert said["forget_empty_generations"].value == len(request_.forget)
+    assert status["rouge"] == "crashed"
+    assert not [f.audit for f in result.findings if f.status == "measured"]
 
 
 def test_another_likelihood_metric_adds_no_forward(make_lm: Callable[..., CausalLM], request_: DeletionRequest) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from expunge.audits.observations import BrokenScores, Observations
+from expunge.audits.observations import Observations
 from expunge.audits.values import Values
+from expunge.errors import BrokenScores
 from expunge.requests.request import DeletionRequest
 
 

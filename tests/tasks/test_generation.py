@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.errors import BadInput
+from expunge.errors import BadInput, BrokenScores
 from expunge.tasks import generation
 from expunge.tasks.causal_lm import CausalLM
 from expunge.tasks.cost import Cost
@@ -94,6 +94,18 @@ def test_finished_rows_cost_nothing(tiny_model: Any, tiny_tokenizer: Any) -> Non
     # The prompts, then four more tokens of the one row that lives.
     prompt = len(task.encoder.encode_prompts([asked])[0])
     assert task.cost.tokens == 8 * prompt + 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_prediction_that_is_no_number_is_no_text(
+    tiny_model: Any, tiny_tokenizer: Any, temperature: float, broken: float
+) -> None:
+    task = CausalLM(tiny_model("llama", vocab=len(tiny_tokenizer))[0], tiny_tokenizer)
+    with torch.no_grad():
+        task.model.get_output_embeddings().weight.fill_(broken)
+    with pytest.raises(BrokenScores, match="continues 2 of 2 prompts"):
+        task.generate(["Who was it?", "Where?"], [3, 3], temperature=temperature)
 
 
 def test_nothing_asked_nothing_done(tiny_model: Any, tiny_tokenizer: Any) -> None:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from expunge.audits.observations import BrokenScores
-from expunge.errors import ExpungeError
+from expunge.errors import BrokenScores, ExpungeError
 
 if TYPE_CHECKING:
     from expunge.tasks.causal_lm import CausalLM

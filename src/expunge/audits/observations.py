@@ -21,7 +21,7 @@ from expunge.audits.base import Audit, Estimate
 from expunge.audits.examples import Examples, Field, Pair, prompt_key
 from expunge.audits.intervals import mean_interval
 from expunge.audits.running_text import score_text
-from expunge.errors import BadInput, ExpungeError, Problem
+from expunge.errors import BadInput, BrokenScores, Problem
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import Prompt
@@ -31,10 +31,6 @@ from expunge.tasks.tokens import TokenScores
 
 MODEL_NAME = re.compile(r"unlearned|original|oracle(-\d+)?")
 Key = tuple[str, str]
-
-
-class BrokenScores(ExpungeError):
-    """A model gave NaN or infinite scores, so nothing can be said about what it knows."""
 
 
 @dataclass

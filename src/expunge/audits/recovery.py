@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from expunge.audits.observations import BrokenScores
+from expunge.errors import BrokenScores
 from expunge.tasks.tokens import TokenScores
 
 Split = Literal["auto", "groups", "examples"]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from expunge.audits.base import Estimate, Evidence
-from expunge.audits.observations import BrokenScores, Observations
+from expunge.audits.observations import Observations
+from expunge.errors import BrokenScores
 
 # Scenarios in which unseen examples are no control: who saw a class, a group or a range knows what is like it, and
 # clean examples say nothing about corrupted ones. Only an oracle is a yardstick there.

@@ -476,6 +476,7 @@ class CausalLM(Task):
 
         Raises:
             BadInput: a temperature below 0 or not finite.
+            BrokenScores: a prediction is NaN or infinite.
         """
         if not (math.isfinite(temperature) and temperature >= 0):
             raise BadInput(Problem("temperature", f"is {temperature}", "give 0 for greedy, or a number above"))

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from expunge.errors import BrokenScores
+
 if TYPE_CHECKING:
     from expunge.tasks.causal_lm import CausalLM
 
@@ -42,6 +44,9 @@ def generate(
 
     Returns:
         The new tokens per row, without the end of sequence.
+
+    Raises:
+        BrokenScores: a prediction is NaN or infinite. What follows from it is no text of the model's.
     """
     out: list[list[int]] = [[] for _ in prompts]
     luck = None
@@ -117,12 +122,16 @@ def _continue(
         task.cost.padded_tokens += tokens.numel()
         task.cost.flops += task.operations.forward(tokens.numel(), 0, len(living))
         cache = getattr(output, "past_key_values", None)
-        chosen: Tensor
-        if luck is None:
-            chosen = output.logits[:, -1].argmax(-1)
-        else:
+        logits = output.logits[:, -1]
+        best, chosen = logits.max(-1)
+        # The first of several NaNs would pass for a token, and its text for one that the model chose to say.
+        if bad := sum(i >= 0 and not fine for i, fine in zip(living, best.isfinite().tolist(), strict=True)):
+            raise BrokenScores(
+                f"the model gives NaN or infinite logits where it continues {bad} of {len(rows)} prompts"
+            )
+        if luck is not None:
             drawn = [luck[i][len(out[i])] if i >= 0 else 0.0 for i in living]
-            chosen = sample(output.logits[:, -1], temperature, torch.tensor(drawn, dtype=torch.float64, device=device))
+            chosen = sample(logits, temperature, torch.tensor(drawn, dtype=torch.float64, device=device))
         keep = []
         for k, token in enumerate(chosen.tolist()):
             if living[k] >= 0:

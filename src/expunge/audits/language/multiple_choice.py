@@ -20,8 +20,8 @@ from pydantic import Field, field_validator
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar, Table
 from expunge.audits.intervals import mean_interval
 from expunge.audits.multiple_choice_items import LETTERS, Item, item_of, read_items
-from expunge.audits.observations import BrokenScores, Observations
-from expunge.errors import BadInput, Problem
+from expunge.audits.observations import Observations
+from expunge.errors import BadInput, BrokenScores, Problem
 from expunge.registry import near_names
 from expunge.requests.request import example_id
 
