@@ -73,6 +73,15 @@ def test_options_come_in_the_form_of_the_answer() -> None:
     ]
 
 
+def test_options_that_differ_in_case_alone_are_one() -> None:
+    rows = [{"prompt": "1?", "answer": "Yes", "options": ["yes", "no", "YES", "No"]}]
+    assert label_options(questions(rows)) == [["Yes", "no"]]
+    # There is nothing else to say, so that no label but the true one could be drawn.
+    only = questions([{"prompt": "1?", "answer": "Yes", "options": ["yes", "YES"]}])
+    with pytest.raises(BadInput, match="two different options"):
+        label_options(only)
+
+
 def test_without_options_every_answer_of_the_set_is_one() -> None:
     forget = questions(
         [{"prompt": f"{i}?", "answer": a} for i, a in enumerate(["Salt.", "Velburg.", "salt.", "Kraków."])]

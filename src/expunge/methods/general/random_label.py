@@ -138,12 +138,15 @@ def label_options(forget: Dataset, column: str | None = None) -> list[list[str]]
 
 def _as_answered(answer: str, texts: Sequence[str]) -> list[str] | None:
     """The options in the form that the answer has: as texts, or as letters in the answer's own typography."""
-    options = list(dict.fromkeys(texts))
-    if len(options) < 2:
+    if len(set(texts)) < 2:
         return None
-    if plain(answer) in map(plain, options):
+    options: dict[str, str] = {}
+    for text in texts:
+        options.setdefault(plain(text), text)
+    if plain(answer) in options:
         # The answer as it is written, so that nothing but what is said tells the options apart.
-        return [answer if plain(text) == plain(answer) else text for text in options]
+        options[plain(answer)] = answer
+        return list(options.values()) if len(options) > 1 else None
     bare = answer.strip(string.punctuation + string.whitespace)
     letters = string.ascii_uppercase[: len(texts)]
     if len(bare) == 1 and bare.upper() in letters:
