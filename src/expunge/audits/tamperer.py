@@ -116,6 +116,10 @@ class Tamperer(Audit):
     def budgets(self) -> Sequence[float]:
         """Return the budgets at which to measure, ascending from 0."""
 
+    def whole(self, course: Course) -> float:
+        """Return the largest budget of a variant."""
+        return self.budgets()[-1]
+
     @abstractmethod
     def attack(self, victim: CausalLM, material: Material, course: Course, choice: Any) -> Steps:
         """Perturb a copy and stop at each budget, the first of them 0.
@@ -228,7 +232,7 @@ class Tamperer(Audit):
         try:
             for budget, score in self.attack(victim, material, course, choice):
                 # What only its first and last value is read of is not scored in between.
-                ends = budget in (self.budgets()[0], self.budgets()[-1])
+                ends = budget in (self.budgets()[0], self.whole(course))
                 rare = {"retain"} | ({"control"} if self.takes == "last" else set())
                 asked = {part: pairs for part, pairs in parts.items() if ends or part not in rare}
                 keyed = {(part, i): pair for part, pairs in asked.items() for i, pair in pairs.items()}

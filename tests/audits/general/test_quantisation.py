@@ -172,6 +172,31 @@ def test_a_library_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         Quantisation.Config(schemes=("torchao",))
 
 
+def test_what_a_library_breaks_is_measured_at_the_fewest_bits_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, make_lm: Callable[..., CausalLM], request_: DeletionRequest
+) -> None:
+    def rounded(model: torch.nn.Module, head: torch.nn.Module, bits: int, group: int) -> torch.nn.Module:
+        for _, view in matrices(model, head):
+            codes, width = cells(view, bits)
+            view.copy_(codes * width)
+        return model
+
+    monkeypatch.setattr("expunge.audits.general.quantisation._bitsandbytes", rounded)
+    with monkeypatch.context() as there:
+        there.setattr("importlib.util.find_spec", lambda name: name)
+        library = Quantisation.Config(schemes=("bitsandbytes",), bits=(8, 4, 3))
+        with pytest.raises(ValueError, match="8 and 4 bits"):
+            Quantisation.Config(schemes=("channel", "torchao"), bits=(3,))
+    models = {"unlearned": fit(make_lm(0), request_)}
+    changes = []
+    for config in (library, Quantisation.Config(bits=(8, 4))):
+        finding = run_one(Quantisation(config), Observations(models, request_))
+        assert finding.status == "measured", finding.note
+        changes.append(finding.estimates["unlearned"]["retain_change"].value)
+    assert changes[0] == pytest.approx(changes[1])
+    assert changes[0] != 0
+
+
 @pytest.mark.parametrize("bits", [(), (16,), (0,), (1,)])
 def test_no_rounding_is_no_attack(bits: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="2 to 8"):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -42,6 +42,9 @@ _TITLES = {
 }
 # Of 16, so that half precision counts as nothing given up.
 _FULL = 16
+# What libraries round to, and the widths that they have.
+LIBRARIES = ("bitsandbytes", "torchao")
+LIBRARY_BITS = (8, 4)
 # Inputs per block of bitsandbytes' 4-bit layers; others stay as they are.
 _BLOCK = 64
 
@@ -127,13 +130,23 @@ class Quantisation(Tamperer):
         @field_validator("schemes")
         @classmethod
         def _installed(cls, schemes: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
-            for name in ("bitsandbytes", "torchao"):
+            for name in LIBRARIES:
                 if name in schemes and importlib.util.find_spec(name) is None:
                     raise ValueError(f"{name} is not installed; pip install {name}, or leave it out")
             return schemes
 
+        @model_validator(mode="after")
+        def _widths_of_libraries(self) -> Quantisation.Config:
+            if set(self.schemes) & set(LIBRARIES) and not set(self.bits) & set(LIBRARY_BITS):
+                raise ValueError("libraries round to 8 and 4 bits: give one of these, or another scheme")
+            return self
+
     def budgets(self) -> list[float]:
         return [0.0, *(float(_FULL - b) for b in self.config.bits)]
+
+    def whole(self, course: Course) -> float:
+        bits = [b for b in self.config.bits if course.name not in LIBRARIES or b in LIBRARY_BITS]
+        return float(_FULL - bits[-1])
 
     def courses(self, seen: Observations) -> list[Course]:
         named = [Course("" if s == "channel" else s, _TITLES[s], uses_shown=False) for s in self.config.schemes]
@@ -141,7 +154,7 @@ class Quantisation(Tamperer):
 
     def attack(self, victim: CausalLM, material: Material, course: Course, choice: Any) -> Steps:
         yield 0.0, victim.score
-        if course.name in ("bitsandbytes", "torchao"):
+        if course.name in LIBRARIES:
             yield from self._with_library(victim, course.name)
             return
         exact = {name: weight.clone() for name, weight in _weights(victim)}
@@ -160,7 +173,7 @@ class Quantisation(Tamperer):
         quantise = _bitsandbytes if library == "bitsandbytes" else _torchao
         exact = victim.model
         for bits in self.config.bits:
-            if bits in (8, 4):
+            if bits in LIBRARY_BITS:
                 victim.model = copy.deepcopy(exact)
                 victim.model = quantise(victim.model, victim.head_module(), bits, self.config.group)
                 yield float(_FULL - bits), victim.score
