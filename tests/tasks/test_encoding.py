@@ -133,6 +133,19 @@ def test_an_answer_that_was_begun_is_gone_on_with(make_tiny_tokenizer: Any, begu
     assert len(asked) == encoded.starts[0]
 
 
+def test_an_answer_that_a_template_changes_is_refused(make_tiny_tokenizer: Any) -> None:
+    tokenizer = make_tiny_tokenizer()
+    # The turn that is asked for does not begin like the one that was written, and the answer is written in capitals.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}\n{% endfor %}"
+        "{% if add_generation_prompt %}your turn: {% endif %}"
+    )
+    with pytest.raises(BadInput, match="does not write the answer 'In Velburg'"):
+        TextEncoder(tokenizer).encode([("Where?", "In Velburg")])
+    text, start, _ = TextEncoder(tokenizer).render("Where?", "IN VELBURG")
+    assert text[start:] == "IN VELBURG"
+
+
 def test_a_template_is_ignored_or_insisted_on_by_option(make_tiny_tokenizer: Any) -> None:
     never = TextEncoder(make_tiny_tokenizer(chat=True), chat="never").encode([("Who?", "Tomas.")])
     plain = TextEncoder(make_tiny_tokenizer()).encode([("Who?", "Tomas.")])

@@ -250,7 +250,11 @@ class TextEncoder:
         return []
 
     def render(self, prompt: Prompt, answer: str) -> tuple[str, int, bool]:
-        """Return the full text, the character where the answer starts, and whether a chat template made it."""
+        """Return the full text, the character where the answer starts, and whether a chat template made it.
+
+        Raises:
+            BadInput: chat messages without a chat template, or one that changes the answer.
+        """
         if not isinstance(prompt, str) or (self.uses_chat and prompt):
             messages = _turns(prompt)
             if not getattr(self.tokenizer, "chat_template", None):
@@ -264,6 +268,9 @@ class TextEncoder:
             full = self._chat([*asked_turns, told], generation=False).rstrip()
             asked = self._asked(messages) + glue
             start = len(asked) if full.startswith(asked) else full.rfind(answer.strip())
+            if start < 0:
+                what = f"does not write the answer {answer.strip()!r:.60} as it is, so it is not known what to train on"
+                raise BadInput(Problem("chat template", what, "use a template that does, or chat=never"))
             return full, start, True
         if not prompt:
             return answer, 0, False
