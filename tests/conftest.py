@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,11 @@ PAD, BOS, EOS = 0, 1, 2
 # Every way in which causal language models differ that has broken code before: learned and rotary positions, query
 # biases, grouped heads, norms in other places, soft-capped logits, scaled embeddings, experts, parallel blocks.
 FAMILIES = ("llama", "qwen2", "gpt2", "olmo2", "gemma2", "mixtral", "gpt_neox")
+# Of the example sets of ``files``.
+TOWNS = (
+    "Velburg", "Harrow", "Ilves", "Ostrander", "Kraków", "Salt Bay", "Mirela", "Tomas", "Clockton", "Soup",
+    "Moved", "Lived",
+)  # fmt: skip
 
 
 def tiny_config(family: str, vocab: int, hidden: int, layers: int, tied: bool) -> PretrainedConfig:
@@ -292,6 +299,51 @@ def tiny_modules() -> None:
     module = types.ModuleType("tiny_modules")
     module.plain_module = plain_module  # type: ignore[attr-defined]
     sys.modules["tiny_modules"] = module
+
+
+@dataclass(frozen=True)
+class Files:
+    """Paths of a model and of the three example sets."""
+
+    model: Path
+    forget: Path
+    retain: Path
+    holdout: Path
+
+    def fields(self, **more: Any) -> dict[str, Any]:
+        """The fields of a recipe that uses them and takes no time."""
+        paths = {name: str(getattr(self, name)) for name in ("model", "forget", "retain", "holdout")}
+        settings = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-5}
+        return {**paths, "settings": settings, "audits": ["probability", "rouge"], **more}
+
+
+def _write(path: Path, kind: str, count: int) -> Path:
+    """Write ``count`` questions about people of a kind."""
+    rows = [
+        {"question": f"Where was {kind} {TOWNS[k]} born?", "answer": f"{kind} was born in {TOWNS[-1 - k]}."}
+        for k in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def files(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., tuple[PreTrainedModel, str]],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Files:
+    """A model folder and a request in files, small enough that a whole job takes a second."""
+    folder = tmp_path_factory.mktemp("job")
+    model, _ = tiny_model("llama", vocab=len(tiny_tokenizer))
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
+    return Files(
+        folder / "model",
+        _write(folder / "forget.jsonl", "Zoë", 10),
+        _write(folder / "retain.jsonl", "Tomas", 12),
+        _write(folder / "holdout.jsonl", "Mirela", 10),
+    )
 
 
 @pytest.fixture(scope="session")
