@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from expunge.reproductions.classifier_world import digits_world
-from expunge.reproductions.model_sparsity import GAMMAS, METHODS, PLACES, RULES, ModelSparsity, compared, pruned
+from expunge.reproductions.model_sparsity import (
+    GAMMAS,
+    METHODS,
+    PLACES,
+    RULES,
+    ModelSparsity,
+    compared,
+    pruned,
+    sparsely_retrained,
+)
 
 
 def numbers(dense: float, sparse: float) -> dict[str, float]:
@@ -19,6 +29,7 @@ def numbers(dense: float, sparse: float) -> dict[str, float]:
         found |= {f"{place}_dense_l1_{g:g}_gap": sparse - k for k, g in enumerate(GAMMAS)}
         found |= {f"{place}_dense_retrained_ta": 75.0, f"{place}_sparse_retrained_ta": 75.0 - dense}
         found |= {f"{place}_dense_retrained_ra": 100.0, f"{place}_sparse_retrained_ra": 90.0}
+        found[f"{place}_sparse_retrained_other_ra"] = 80.0
     return found
 
 
@@ -40,6 +51,17 @@ def test_sparse_models_are_sparse_and_keep_their_zeros() -> None:
     zeros = [{name: p == 0 for name, p in m.named_parameters() if p.dim() == 2 and "5." not in name} for m in models]
     assert all(torch.equal(zeros[0][name], zeros[1][name]) for name in zeros[0])
     assert sum(int(z.sum()) for z in zeros[0].values()) >= 0.94 * sum(z.numel() for z in zeros[0].values())
+
+
+def test_the_sparse_reference_starts_where_the_mask_was_found() -> None:
+    world = digits_world(0, "class", hidden=(32, 32), quick=True)
+    still = replace(world, recipe={**world.recipe, "learning_rate": 1e-12, "epochs": 1})
+    begun, other = (dict(sparsely_retrained(still, {}, k).named_parameters()) for k in (0, 100))
+    first = dict(world.start.fresh(world.seed).named_parameters())
+    for name, weight in begun.items():
+        kept = weight != 0
+        torch.testing.assert_close(weight[kept], first[name][kept])
+    assert any(not torch.allclose(other[n][w != 0], first[n][w != 0]) for n, w in begun.items())
 
 
 def test_each_is_judged_against_its_own_kind() -> None:
