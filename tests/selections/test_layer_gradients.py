@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -94,6 +95,25 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
 
 def loss(outputs: Tensor, k: int) -> Tensor:
     return -torch.log_softmax(outputs, -1)[:, k]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["linear", "conv", "norms", "tokens"])
+def test_squares_are_added_up_in_single_precision_or_better(name: str, dtype: torch.dtype) -> None:
+    found, given = [], made(name)
+    for precision in (torch.float32, dtype):
+        model, x = copy.deepcopy(given[0]).to(precision), given[1].to(precision)
+        layers = layers_of(model, dict(model.named_parameters()), lambda n, m=model, x=x: m(x[:n]), SIZE)
+        with recording(model, list(layers.owned), layers.same, SIZE) as seen:
+            outputs = model(x)
+        calls = calls_in(seen, layers, SIZE)
+        each = backward(calls, loss(outputs.float(), 0), keep=False)
+        found.append([squares_of(call, [g], [torch.ones(SIZE)]) for call, g in zip(calls, each, strict=True)])
+    for plain, other in zip(*found, strict=True):
+        for own, value in other.items():
+            assert value.dtype == torch.promote_types(dtype, torch.float32)
+            rough = 1e-5 if dtype == torch.float64 else 0.1
+            torch.testing.assert_close(value.float(), plain[own], atol=rough, rtol=rough)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
@@ -278,3 +278,49 @@ def test_what_nonlinearities_give_out_comes_beside_the_logits(tiny_predictor: Ma
     assert not any(m._forward_hooks for m in task.model.modules())
     with pytest.raises(UnsupportedModel, match="calls 1 of the nonlinearities 0, 7 that are read"):
         task.statistics(encoded, blocks=(0, 7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["resnet", "module", "table", "table-regressor", "vit"])
+def test_a_model_of_another_precision_is_given_its_inputs_in_that(
+    tiny_predictor: Make, tiny_rows: Rows, name: str, dtype: torch.dtype
+) -> None:
+    task, examples = tiny_predictor(name), tiny_rows(name, range(7))
+    expected = task.observe(task.encode(examples)).outputs
+    task.model.to(dtype)
+    encoded = task.encode(examples)
+    np.testing.assert_allclose(task.observe(encoded).outputs, expected, atol=1e-5 if dtype == torch.float64 else 0.1)
+    loss = task.statistics(encoded).nll.mean()
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert {p.grad.dtype for p in task.model.parameters() if p.grad is not None} == {dtype}
+
+
+class Tied(nn.Module):
+    """Two layers that share their weight, and one that has its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.one, self.other, self.top = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.top(self.other(self.one(self.own(x)).tanh()).tanh())
+        return out
+
+
+def test_adapters_leave_layers_that_share_their_weights_alone(tiny_predictor: Make, tiny_rows: Rows) -> None:
+    task = tiny_predictor("table")
+    tied = Predictor(Tied(), task.inputs, task.outcome)
+    encoded = tied.encode(tiny_rows("table", range(6)))
+    tied.wrap_lora(2, 4.0, 0.0)
+    with torch.no_grad():
+        for name, p in tied.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+        tied.model.eval()
+        adapted = tied.statistics(encoded).logits
+        tied.merge_lora()
+        torch.testing.assert_close(tied.statistics(encoded).logits, adapted)
+    with pytest.raises(BadInput, match="hold weights that other layers share, such as one"):
+        Predictor(Tied(), task.inputs, task.outcome).wrap_lora(2, 4.0, 0.0, ["own", "other"])

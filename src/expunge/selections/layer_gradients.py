@@ -180,12 +180,17 @@ def layers_of(
 def squares_of(seen: Seen, gradients: Sequence[Tensor], shares: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the sums over losses and examples of ``share`` times a layer's squared gradients, by their own names.
 
+    They are in float32 or better, whatever the precision of the layer.
+
     Args:
         seen: the layer's call.
         gradients: of its output, (B, ...), one per loss.
         shares: (B,), one per loss.
     """
     given, module = _unchanged(seen), seen.module
+    precise = torch.promote_types(seen.dtype, torch.float32)
+    gradients, shares = [g.to(precise) for g in gradients], [share.to(precise) for share in shares]
+    given = given.to(precise) if given.is_floating_point() else given
     if isinstance(module, nn.Linear) and given.dim() == 2:
         # The square of an outer product is the outer product of squares: no example's gradient is ever formed.
         squares = sum(g.square() * share[:, None] for g, share in zip(gradients, shares, strict=True))

@@ -65,7 +65,7 @@ def _group_norm(module: nn.GroupNorm, given: Tensor) -> Tensor:
 
 
 def _batch_norm(module: Any, given: Tensor) -> Tensor:
-    return F.batch_norm(given, module.running_mean, module.running_var, eps=module.eps)
+    return F.batch_norm(given, module.running_mean.to(given), module.running_var.to(given), eps=module.eps)
 
 
 def _scaled(module: nn.LayerNorm, normal: Tensor, gradient: Tensor) -> dict[str, Tensor]:

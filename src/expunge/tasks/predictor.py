@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -279,15 +280,21 @@ class Predictor(Task):
     def wrap_lora(self, rank: int, alpha: float, dropout: float, targets: Sequence[str] | str = "all-linear") -> None:
         """Freeze the weights and add low-rank adapters (peft) to every linear layer but the head, or to the named ones.
 
-        A model without linear layers of its own gets them at its convolutions.
+        A model without linear layers of its own gets them at its convolutions. Layers that share their weights get
+        none: folded in, an adapter of one of them would change the others as well.
+
+        Raises:
+            BadInput: there are no such layers, or the named ones share their weights.
         """
         from peft import LoraConfig, get_peft_model
 
         names: Any = targets if isinstance(targets, str) else list(targets)
+        holders = Counter(id(p) for module in self.model.modules() for p in module.parameters(recurse=False))
+        shared = {id(p): name for name, p in self.model.named_parameters() if holders[id(p)] > 1}
         if targets == "all-linear":
             kinds: dict[type, list[str]] = {nn.Linear: [], nn.Conv2d: []}
             for name, module in self.model.named_modules():
-                if type(module) in kinds and name != self._head:
+                if type(module) in kinds and name != self._head and id(module.weight) not in shared:
                     kinds[type(module)].append(name)
             names = kinds[nn.Linear] or kinds[nn.Conv2d]
         settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
@@ -295,6 +302,10 @@ class Predictor(Task):
             self.model = get_peft_model(self.model, settings)
         except ValueError as error:
             raise BadInput(Problem("lora targets", first_line(error), "name linear layers of this model")) from error
+        wrapped = [module for module in self.model.modules() if hasattr(module, "lora_A")]
+        if tied := [shared[id(p)] for m in wrapped for p in m.base_layer.parameters() if id(p) in shared]:
+            what = f"hold weights that other layers share, such as {tied[0]}, which an adapter of one would change too"
+            raise BadInput(Problem("lora targets", what, "name other layers, or train without adapters"))
 
     def merge_lora(self) -> None:
         """Fold the adapters into the weights; what is left is a plain model, all of whose weights can train."""
@@ -349,6 +360,9 @@ class Predictor(Task):
             forward: what to call instead of the model, with the model's own arguments.
         """
         call = forward or self.model
+        # Inputs are made in float32; few modules take them in another precision than their weights have.
+        precision = next(self.model.parameters()).dtype
+        batch = {name: value.to(precision) if value.is_floating_point() else value for name, value in batch.items()}
         with self._one_by_one(len(next(iter(batch.values())))):
             if isinstance(self._plain(), PreTrainedModel):
                 output = call(**batch)

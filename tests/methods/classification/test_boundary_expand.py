@@ -14,10 +14,13 @@ from expunge.tasks.loading import load_task
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_widening_and_narrowing_leave_the_other_outputs_as_they_were(bias: bool) -> None:
-    head = nn.Linear(5, 3, bias=bias)
-    x = torch.randn(4, 5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_widening_and_narrowing_leave_the_other_outputs_as_they_were(bias: bool, dtype: torch.dtype) -> None:
+    head = nn.Linear(5, 3, bias=bias, dtype=dtype)
+    x = torch.randn(4, 5, dtype=dtype)
     wide = widened(head, 0)
+    assert torch.equal(wide.weight[:-1], head.weight)
+    assert torch.equal(narrowed(wide).weight, head.weight)
     torch.testing.assert_close(wide(x)[:, :3], head(x))
     torch.testing.assert_close(narrowed(wide)(x), head(x))
     assert torch.equal(widened(head, 0).weight, wide.weight)

@@ -188,3 +188,15 @@ def test_a_model_without_a_linear_head_is_refused(tiny_rows: Any) -> None:
     request = DeletionRequest(tiny_rows("module", range(6)), tiny_rows("module", range(10, 30)))
     with pytest.raises(BadInput, match="linear head"):
         unlearn(task, request, "laf")
+
+
+def test_a_model_of_double_precision_is_served(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("table")
+    request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(6, 18)))
+    runs = []
+    for dtype in (torch.float32, torch.float64):
+        task.model.to(dtype)
+        runs.append(unlearn(task, request, "laf", settings={"max_steps": 2, "vae_epochs": 1}).model)
+    one, other = (dict(run.named_parameters()) for run in runs)
+    for name, p in one.items():
+        torch.testing.assert_close(other[name].float(), p, atol=1e-5, rtol=1e-5)

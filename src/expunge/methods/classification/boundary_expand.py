@@ -30,7 +30,7 @@ def widened(head: nn.Linear, seed: int) -> nn.Linear:
         head: (C, H).
         seed: of the new row.
     """
-    new = nn.Linear(head.in_features, head.out_features + 1, bias=head.bias is not None)
+    new = nn.Linear(head.in_features, head.out_features + 1, bias=head.bias is not None, dtype=head.weight.dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         new.weight[:-1] = head.weight.cpu()
@@ -38,17 +38,18 @@ def widened(head: nn.Linear, seed: int) -> nn.Linear:
         if head.bias is not None:
             new.bias[:-1] = head.bias.cpu()
             new.bias[-1] = 0.0
-    return new.to(device=head.weight.device, dtype=head.weight.dtype)
+    return new.to(head.weight.device)
 
 
 def narrowed(head: nn.Linear) -> nn.Linear:
     """Return the same layer without its last output."""
-    new = nn.Linear(head.in_features, head.out_features - 1, bias=head.bias is not None)
+    like = {"device": head.weight.device, "dtype": head.weight.dtype}
+    new = nn.Linear(head.in_features, head.out_features - 1, bias=head.bias is not None, **like)
     with torch.no_grad():
         new.weight.copy_(head.weight[:-1])
         if head.bias is not None:
             new.bias.copy_(head.bias[:-1])
-    return new.to(device=head.weight.device, dtype=head.weight.dtype)
+    return new
 
 
 class BoundaryExpand(ObjectiveMethod):

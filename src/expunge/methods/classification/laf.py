@@ -283,8 +283,9 @@ class LAF(StagedMethod):
         def distance(stream: Stream, stats: Statistics) -> Tensor:
             assert stats.hidden is not None
             # The loop seeds every step, so that this is a function of seed and step.
-            noise = torch.randn(len(stats.hidden), config.latent).to(stats.hidden)
-            return bounded(densities[stream].distance(stats.hidden.float(), noise))
+            embeddings = stats.hidden.float()
+            noise = torch.randn(len(embeddings), config.latent).to(embeddings)
+            return bounded(densities[stream].distance(embeddings, noise))
 
         def align(retain: Statistics, forget: Statistics) -> Tensor:
             pairs = [_now_and_before(stats) for stats in (retain, forget)]
