@@ -85,5 +85,17 @@ def test_a_weight_moves_where_both_masks_let_it() -> None:
 def test_a_number_that_is_not_whole_is_rounded_or_cut() -> None:
     scores = {"a": torch.tensor([3.0, 1.0, 2.0])}
     assert top_share(scores, 0.6)["a"].tolist() == [True, False, True]
-    assert top_share(scores, 0.6, floor=True)["a"].tolist() == [True, False, False]
-    assert top_share({**scores, "b": scores["a"]}, 0.6, "tensor", floor=True)["b"].tolist() == [True, False, False]
+    assert top_share(scores, 0.6, rounding="down")["a"].tolist() == [True, False, False]
+    assert top_share({**scores, "b": scores["a"]}, 0.6, "tensor", rounding="down")["b"].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(("size", "share"), [(27, 0.5), (25, 0.5), (10, 1 - 0.95), (50, 1 - 0.95), (7, 1.0)])
+def test_the_number_of_those_left_out_can_be_rounded_in_its_place(size: int, share: float) -> None:
+    mask = top_share({"a": torch.arange(size)}, share, rounding="left_out")["a"]
+    assert size - int(mask.sum()) == round((1 - share) * size)
+    assert mask.tolist() == sorted(mask.tolist())
+
+
+def test_scores_are_told_apart_in_their_own_precision() -> None:
+    scores = torch.tensor([1.0, 1.0 + 1e-12, 1.0 + 2e-12], dtype=torch.float64)
+    assert top_share({"a": scores}, 1 / 3)["a"].tolist() == [False, False, True]

@@ -23,6 +23,7 @@ from expunge.tasks.base import Task
 # Parameter name -> bool tensor of its shape, or None for all of it. Parameters that are not named do not move.
 Mask = Mapping[str, Tensor | None]
 Scope = Literal["global", "tensor"]
+Rounding = Literal["chosen", "left_out", "down"]
 
 
 class SelectionConfig(BaseModel):
@@ -100,18 +101,19 @@ SELECTIONS: Registry[Selection] = Registry("expunge.selections", Selection, "sel
 
 
 def top_share(
-    scores: Mapping[str, Tensor], share: float, scope: Scope = "global", *, floor: bool = False
+    scores: Mapping[str, Tensor], share: float, scope: Scope = "global", *, rounding: Rounding = "chosen"
 ) -> dict[str, Tensor]:
     """Return a mask of the entries with the highest scores.
 
-    Exactly ``round(share * entries)`` are chosen, or with ``floor`` that rounded down; among equal scores, the first in
-    the order of the mapping and within a tensor. NaN scores are never chosen before others.
+    Exactly ``round(share * entries)`` are chosen; among equal scores, the first in the order of the mapping and within
+    a tensor. NaN scores are never chosen before others.
 
     Args:
         scores: parameter name -> scores of its entries.
         share: how many, in (0, 1].
         scope: rank all entries together, or each tensor by itself.
-        floor: see above.
+        rounding: of the number of entries that are chosen, or of that of the others, which differs by one where both
+            are halves; or "down", of those that are chosen.
 
     Raises:
         ValueError: a share out of range.
@@ -119,17 +121,22 @@ def top_share(
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}, not in (0, 1]")
     if scope == "tensor":
-        return {name: top_share({name: value}, share, floor=floor)[name] for name, value in scores.items()}
-    flat = torch.cat([value.detach().float().flatten() for value in scores.values()]).nan_to_num(nan=-torch.inf)
-    keep = int(share * flat.numel()) if floor else round(share * flat.numel())
+        return {name: top_share({name: value}, share, rounding=rounding)[name] for name, value in scores.items()}
+    parts = [value.detach().to(torch.promote_types(value.dtype, torch.float32)).flatten() for value in scores.values()]
+    flat = torch.cat(parts)
+    flat = flat.masked_fill(flat.isnan(), -torch.inf)
+    size = flat.numel()
+    keep = {"chosen": round(share * size), "left_out": size - round((1 - share) * size), "down": int(share * size)}[
+        rounding
+    ]
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     if keep:
         threshold = torch.kthvalue(flat, flat.numel() - keep + 1).values
         chosen = flat > threshold
         ties = (flat == threshold).nonzero()[:, 0]
         chosen[ties[: keep - int(chosen.sum())]] = True
-    parts = chosen.split([value.numel() for value in scores.values()])
-    return {name: part.view(value.shape) for (name, value), part in zip(scores.items(), parts, strict=True)}
+    masks = chosen.split([value.numel() for value in scores.values()])
+    return {name: part.view(value.shape) for (name, value), part in zip(scores.items(), masks, strict=True)}
 
 
 def both(one: Mask | None, other: Mask | None) -> Mask | None:

@@ -57,8 +57,8 @@ def prunable(task: Task, what: str = "matrices") -> dict[str, Tensor]:
 
 
 def omp_mask(weights: Mapping[str, Tensor], share: float, scope: Scope = "global") -> dict[str, Tensor]:
-    """Return the mask of the largest weights by absolute value."""
-    return top_share({name: p.detach().abs() for name, p in weights.items()}, share, scope)
+    """Return the mask of the largest weights by absolute value; what is rounded is the number of those it prunes."""
+    return top_share({name: p.detach().abs() for name, p in weights.items()}, share, scope, rounding="left_out")
 
 
 def synflow_scores(task: Predictor, like: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

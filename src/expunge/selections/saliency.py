@@ -88,4 +88,4 @@ class Saliency(Selection):
             batches = length_batches(lengths, task.tokens_per_forward)
         found = loss_gradient(task, encoded, self.candidates(task), batches, sum_of_means=config.parity)
         magnitudes = {name: g.abs() for name, g in found.items()}
-        return top_share(magnitudes, config.share, config.scope, floor=config.parity)
+        return top_share(magnitudes, config.share, config.scope, rounding="down" if config.parity else "chosen")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
 from expunge.errors import BadInput
 from expunge.methods.base import ObjectiveMethod
@@ -164,3 +165,18 @@ def test_what_the_following_method_needs_is_asked_for(tiny_predictor: Any, tiny_
         unlearn(tiny_predictor("resnet"), alone, "prune", settings={"recover_on": "none"})
     settings = {"recover_on": "none", "then": "gradient_ascent", "following.epochs": 1}
     assert unlearn(tiny_predictor("resnet"), alone, "prune", settings=settings).method == "prune"
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95])
+def test_as_many_are_pruned_as_by_torchs_own_pruning(tiny_predictor: Any, tiny_rows: Any, sparsity: float) -> None:
+    given = tiny_predictor("table")
+    net = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Linear(7, 9), torch.nn.Linear(9, 3))
+    task = Predictor(net, given.inputs, given.outcome)
+    assert sum(p.numel() for p in prunable(task).values()) == 91  # an odd number, of which one half is not whole
+    settings = {"sparsity": sparsity, "recover_on": "none", "then": "ssd"}
+    new = unlearn(task, asked(tiny_rows, "table"), "prune", settings=settings).model
+    pruned = [(p == 0).flatten() for p in prunable(new).values()]
+    modules = [(net[0], "weight"), (net[1], "weight")]
+    global_unstructured(modules, L1Unstructured, amount=sparsity)
+    theirs: list[Any] = [module.weight_mask for module, _ in modules]
+    assert torch.equal(torch.cat(pruned), torch.cat([mask.flatten() == 0 for mask in theirs]))
