@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from expunge.methods.base import Run, settle
+from expunge.methods.general.eu_k import EUK
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 from expunge.selections.layers import last_layers
@@ -45,3 +47,18 @@ def test_fresh_weights_are_trained_although_they_are_beyond_a_target(
     training = unlearn(task, request, method, settings=settings).training
     assert training is not None
     assert (training.steps, training.stop_reason) == (2, "all steps done")
+
+
+def test_batch_statistics_start_again_with_their_layer(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("module")
+    request = DeletionRequest(tiny_rows("module", range(6)), tiny_rows("module", range(10, 30)))
+    task.model[1].running_mean.fill_(100.0)  # what it learned of everything
+    started = {}
+    for k in (2, 3):
+        method, train = settle(EUK, {**SETTINGS, "k": k})
+        started[k] = method.start(task, Run(train=train)).model[1]  # type: ignore[attr-defined]
+    assert bool((started[2].running_mean == 100.0).all())
+    assert bool((started[3].running_mean == 0.0).all())
+    assert bool((started[3].running_var == 1.0).all())
+    assert bool((task.model[1].running_mean == 100.0).all())
+    unlearn(task, request, "eu_k", settings={**SETTINGS, "k": 3})

@@ -289,3 +289,16 @@ def test_parity_mirrors_in_the_precision_of_the_weights(make_task: MakeTask, req
     apart = [float((exact[n] - rounded[n]).abs().max()) for n in exact]
     moved = max(float((p - rounded[n]).abs().max()) for n, p in task.named_parameters())
     assert 0 < max(apart) < 0.1 * moved
+
+
+def test_batch_statistics_are_not_mirrored(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("resnet")
+    request = DeletionRequest(tiny_rows("resnet", range(6)))
+    with torch.no_grad():
+        for name, buffer in task.model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.fill_(1e-3)  # far below that of the forget set, so that mirrored it is below zero
+    before = {name: buffer.clone() for name, buffer in task.model.named_buffers()}
+    new = unlearn(task, request, "task_vector", settings={**QUICK, "learning_rate": 1e-4}).model
+    assert all(torch.equal(buffer, before[name]) for name, buffer in new.model.named_buffers())
+    assert torch.isfinite(new.statistics(new.encode(request.forget)).logits).all()  # type: ignore[attr-defined]

@@ -21,9 +21,10 @@ class CFKConfig(MethodConfig):
 
 
 class CFK(ObjectiveMethod):
-    """L = CE(retain), the last k layers training and all others bitwise as they were.
+    """L = CE(retain), the last k layers training and all other weights bitwise as they were.
 
-    A layer is a module with weights of its own: a linear layer, a convolution, a norm; the head is the last.
+    A layer is a module with weights of its own: a linear layer, a convolution, a norm; the head is the last. Running
+    statistics of batch normalisation are no weights, and follow the retain set in all layers.
 
     Source: Goel et al. 2022, section 4: forgetting by going on without the forget set, where it is cheap.
     """

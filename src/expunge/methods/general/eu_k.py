@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
+from torch import nn
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod, Run
 from expunge.selections.base import Mask
-from expunge.selections.layers import last_layers
+from expunge.selections.layers import last_layers, layers_of
 from expunge.tasks.base import Task
 from expunge.tasks.kinds import KINDS
 from expunge.training.objective import Objective, Term, nll
@@ -23,10 +24,11 @@ class EUKConfig(MethodConfig):
 
 
 class EUK(ObjectiveMethod):
-    """L = CE(retain), the last k layers from fresh weights, once, and all others bitwise as they were.
+    """L = CE(retain), the last k layers from fresh weights, once, and all other weights bitwise as they were.
 
     Exact for those layers alone: what the others learned of the forget set stays, so the level is approximate.
-    A tied output embedding is the input embedding too, and both start again.
+    A tied output embedding is the input embedding too, and both start again. Running statistics of batch normalisation
+    start again with their layer, and follow the retain set in all of them.
 
     Source: Goel et al. 2022, section 4.
     """
@@ -48,13 +50,16 @@ class EUK(ObjectiveMethod):
         return ("retain",)
 
     def start(self, task: Task, run: Run) -> Task:
-        """Return a copy whose last k layers have the weights of a fresh model of the run's seed."""
+        """Return a copy whose last k layers have weights and buffers of a fresh model of the run's seed."""
         model = super().start(task, run)
-        fresh = dict(task.fresh(draw(run.train.seed, "eu_k") % 2**31).named_parameters())
+        fresh = task.fresh(draw(run.train.seed, "eu_k") % 2**31)
+        pairs = zip(layers_of(model)[-self.config.k :], layers_of(fresh)[-self.config.k :], strict=True)
         with torch.no_grad():
-            for name, p in model.named_parameters():
-                if name in last_layers(model, self.config.k):
-                    p.copy_(fresh[name])
+            for (_, old), (_, new) in pairs:
+                for own in (nn.Module.named_parameters, nn.Module.named_buffers):
+                    values = dict(own(new, recurse=False))
+                    for name, value in own(old, recurse=False):
+                        value.copy_(values[name])
         return model
 
     def confined(self, model: Task) -> Mask:

@@ -67,9 +67,9 @@ def negate_task_vector(
 class TaskVector(ObjectiveMethod):
     """theta' = theta - lambda (theta_ft - theta), theta_ft = theta trained further on CE(forget), token mean.
 
-    Integer buffers stay, tied weights stay tied. With LoRA the vector is the adapter's product, of which one factor
-    is negated (Zhang et al. 2023). Fine-tuning is that of MUSE: 10 epochs at a constant 1e-5; MUSE takes lambda 1 by
-    default and 5 on books.
+    Buffers stay as they were (mirrored, a variance of batch normalisation may fall below zero), tied weights stay tied.
+    With LoRA the vector is the adapter's product, of which one factor is negated (Zhang et al. 2023). Fine-tuning is
+    that of MUSE: 10 epochs at a constant 1e-5; MUSE takes lambda 1 by default and 5 on books.
 
     The rules of ``stop`` do not watch the fine-tuning, which learns what is to be forgotten: they judge the
     ``strengths``. What every strength did that was tried, and the choice, is in the outcome's ``config["search"]``.
@@ -125,7 +125,10 @@ class TaskVector(ObjectiveMethod):
 
     def _mirror(self, model: Any, base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], strength: float) -> None:
         # What parity leaves out stays as it was.
-        model.load_state_dict({**base, **negate_task_vector(base, tuned, strength, parity=self.config.parity)})
+        state = {**base, **negate_task_vector(base, tuned, strength, parity=self.config.parity)}
+        if not self.config.parity:
+            state |= {name: base[name] for name, _ in model.named_buffers() if name in base}
+        model.load_state_dict(state)
 
     def _check_stop(self, run: Run, request: DeletionRequest) -> None:
         super()._check_stop(run, request)
