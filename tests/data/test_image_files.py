@@ -68,6 +68,27 @@ def test_a_broken_zip_is_named(tmp_path: Path) -> None:
     assert "is not a complete zip file" in str(problems.all()[0])
 
 
+@pytest.mark.parametrize("kind", ["zip", "idx"])
+def test_damage_inside_compressed_data_is_named(tmp_path: Path, kind: str) -> None:
+    if kind == "zip":
+        path = tmp_path / "some.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("cat/1.bmp", bytes(5000))
+    else:
+        path = tmp_path / "t-images-idx3-ubyte.gz"
+        path.write_bytes(gzip.compress(idx(np.zeros((60, 9, 9), np.uint8))))
+        (tmp_path / "t-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(60, np.uint8))))
+    whole = path.read_bytes()
+    for place in range(20, len(whole) - 20):  # whatever is damaged, the reader says so or reads on
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        list(image_rows(path, ProblemList()))
+    start = 30 + len("cat/1.bmp") if kind == "zip" else 12
+    path.write_bytes(whole[:start] + b"\x07" + whole[start + 1 :])  # a kind of block that there is none of
+    problems = ProblemList()
+    assert not list(image_rows(path, problems))
+    assert "is not a complete" in str(problems.all()[0])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_come_with_their_labels(tmp_path: Path, packed: bool) -> None:
     images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)

@@ -37,6 +37,13 @@ def test_the_same_picture_has_the_same_id_whatever_file_it_comes_in(tmp_path: Pa
     assert isinstance(one.features["image"], Picture)
 
 
+def test_pictures_of_many_bits_are_told_apart(tmp_path: Path) -> None:
+    for value in (1000, 2000):  # both are beyond what 8 bits hold
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        (tmp_path / "cat" / f"{value}.png").write_bytes(encoded(np.full((4, 5), value, np.uint16)))
+    assert len(set(read_labelled(tmp_path, "image")["id"])) == 2
+
+
 def test_a_picture_with_another_label_is_another_example() -> None:
     rows = Dataset.from_dict({"image": [pixels(1).tolist()] * 2, "label": ["cat", "dog"]})
     assert len(set(read_labelled(rows, "image")["id"])) == 2

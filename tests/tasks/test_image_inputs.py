@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Array3D, Dataset, Features
+from datasets import Array3D, Dataset, Features, Value
 from datasets import Image as Picture
 from PIL import Image
 
@@ -100,3 +100,12 @@ def test_settings_and_the_processors_file_say_the_same(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(BadInput, match="image settings"):
         ImageInputs.of(settings)
+
+
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    deep = Dataset.from_dict(
+        {"id": ["a"], "image": [Image.fromarray(np.full((6, 5), 1000, np.uint16))]},
+        features=Features({"id": Value("string"), "image": Picture()}),
+    )
+    with pytest.raises(BadInput, match=r"1 image\(s\) have pixels of more than 8 bits \(mode I;16\)"):
+        ImageInputs(channels=1).encode(deep)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,8 @@ from expunge.data.text_files import Row
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IDX = "idx3-ubyte"
+# What the decompressors raise for damaged data.
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 # A picture larger than this is more likely a decompression bomb than an example.
 MOST_BYTES = 200 << 20
 _CODES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -65,7 +69,7 @@ def _zip(path: Path, problems: ProblemList) -> Iterator[Row]:
                     problems.add(str(path), what, "leave it out", line=number)
                     continue
                 yield from _picture(str(path), number, member.filename, archive.read(member), problems)
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, RuntimeError, *DAMAGED) as error:
         problems.add(str(path), f"is not a complete zip file: {error}", "copy or download it again")
 
 
@@ -113,7 +117,7 @@ def _idx(path: Path, problems: ProblemList) -> Iterator[Row]:
             continue
         try:
             arrays.append(read_idx(file))
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, *DAMAGED) as error:
             problems.add(str(file), f"is not a complete IDX file: {error}", "copy or download it again")
     if len(arrays) < 2:
         return

@@ -209,7 +209,8 @@ def _content(value: Any, image: bool = False) -> Any:
     if isinstance(value, dict) and "bytes" in value:
         try:
             with Image.open(io.BytesIO(value["bytes"] or Path(value["path"]).read_bytes())) as picture:
-                plain = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+                whole = picture.mode in ("L", "RGB") or picture.mode[0] in "IF"  # converted, deep pixels are cut off
+                plain = picture if whole else picture.convert("RGB")
                 value = np.asarray(plain)
         except (OSError, TypeError):
             return str(value.get("path"))

@@ -132,6 +132,8 @@ class ImageInputs(Inputs):
     def _array(self, value: Any) -> NDArray[Any] | str:
         """Return (C, H, W) pixels, or what is wrong with an image."""
         if isinstance(value, Image.Image):
+            if value.mode[0] in "IF":
+                return f"have pixels of more than 8 bits (mode {value.mode}), which conversion would cut off at 255"
             picture = value.convert("RGB" if self.channels == 3 else "L")
             if self.size is not None and (picture.height, picture.width) != self.size:
                 picture = picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
