@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.errors import BadInput
-from expunge.methods.classification.nearest_mean import GONE, ClassMeans, features_of
+from expunge.methods.classification.nearest_mean import BELOW, ClassMeans, features_of
 from expunge.methods.run import unlearn
 from expunge.requests.request import DeletionRequest
 
@@ -77,7 +77,22 @@ def test_a_class_that_is_gone_is_never_predicted(tiny_predictor: Any, tiny_rows:
     assert done.config["found"]["examples_per_class"][1] == 0
     scores = done.model.statistics(done.model.encode(everything)).logits
     assert (scores.argmax(-1) != 1).all()
-    assert scores[:, 1].max() <= GONE
+    assert (scores.max(-1).values - scores[:, 1]).min() >= 0.99 * BELOW
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_a_class_that_is_gone_scores_below_the_others_far_from_all_means(metric: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = 0.01 * torch.randn(30, 2, generator=generator) + 10 * torch.eye(3, 2)[torch.arange(30) % 3]
+    labels, gone = torch.arange(30) % 3, torch.arange(30) % 3 == 1
+    built = ClassMeans(3, 2)
+    built.add(features, labels)
+    built.remove(features[gone], labels[gone])
+    weight, bias = (part.float() for part in built.head(metric))
+    points = 1000 * torch.randn(500, 2, generator=generator)
+    scores = torch.cat([points, points / 1000, points[:1] * 0]) @ weight.T + bias
+    assert (scores.argmax(-1) != 1).all()
+    assert not torch.equal(scores[:, 1], scores[:, 0])
 
 
 def test_a_head_without_a_bias_is_refused(tiny_predictor: Any, tiny_rows: Any) -> None:

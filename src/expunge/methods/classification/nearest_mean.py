@@ -16,8 +16,8 @@ from expunge.tasks.encoding import length_batches
 from expunge.tasks.kinds import CLASSIFIERS
 from expunge.tasks.predictor import Predictor
 
-# The score of a class of which no example is left: below any other, and finite.
-GONE = -1e4
+# How far below another class one of which no example is left scores: finite, and more than a probability shows.
+BELOW = 1e4
 
 
 class NearestMeanConfig(MethodConfig):
@@ -79,7 +79,8 @@ class ClassMeans:
         With mu the means and s the pooled variance: ``mu / s`` and ``-|mu|^2 / (2 s)``, the log-densities of
         spherical Gaussians up to what all classes share, so the nearest mean has the highest score. For "cosine" the
         means have unit length and the biases are 0: the nearest direction has. A class without examples scores
-        ``GONE``.
+        ``BELOW`` less than another one, whatever the input: a score of its own may be the highest for an input that is
+        far from all means.
         """
         mu, scale = self.means, 1 / self.variance
         if metric == "cosine":
@@ -87,7 +88,12 @@ class ClassMeans:
             bias = torch.zeros(len(mu), dtype=torch.float64)
         else:
             bias = -mu.square().sum(-1) * scale / 2
-        return mu * scale, torch.where(self.counts > 0, bias, torch.full_like(bias, GONE))
+        weight, left = mu * scale, self.counts > 0
+        if left.any():
+            other = int(left.nonzero()[0])
+            weight = torch.where(left[:, None], weight, weight[other])
+            bias = torch.where(left, bias, bias[other] - max(BELOW, 1e-3 * float(bias[other].abs())))
+        return weight, bias
 
 
 def features_of(task: Predictor, encoded: Any) -> tuple[Tensor, Tensor]:
