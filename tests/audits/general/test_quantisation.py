@@ -75,6 +75,20 @@ def test_rows_are_output_channels(tiny_model: Callable) -> None:
     assert view.shape == (layer.nf, layer.nx)
 
 
+def test_kernels_with_channels_last_are_rounded_too(tiny_predictor: Callable) -> None:
+    seen = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        task = tiny_predictor("resnet")
+        task.model.to(memory_format=layout)
+        with torch.no_grad():
+            for _, view in matrices(task.model, task.head_module()):
+                codes, width = cells(view, 3)
+                view.copy_(codes * width)
+        seen.append(dict(task.named_parameters()))
+    assert any(p.dim() == 4 for p in seen[1].values())
+    assert all(torch.equal(p, seen[1][name]) for name, p in seen[0].items())
+
+
 def fit(lm: CausalLM, request: DeletionRequest) -> CausalLM:
     pairs = list(zip(request.forget["prompt"], request.forget["answer"], strict=True))
     optimiser = torch.optim.AdamW(lm.model.parameters(), lr=3e-3, weight_decay=0.0)

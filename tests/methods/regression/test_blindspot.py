@@ -10,6 +10,7 @@ from expunge.methods.base import Run, settle
 from expunge.methods.regression.blindspot import attention_distance, attention_map, towards
 from expunge.methods.run import METHODS, unlearn
 from expunge.requests.request import DeletionRequest
+from expunge.tasks.predictor import Predictor
 
 NAME = "table-regressor"
 
@@ -107,3 +108,21 @@ def test_images_are_led_by_attention_maps_too(tiny_predictor: Any, tiny_rows: An
     assert plain.config["attention_layers"] == 0
     assert "loss/attention" not in plain.training.history[0]  # type: ignore[union-attr]
     assert done.cost.forwards > plain.cost.forwards
+
+
+def test_the_proxys_error_is_measured_a_batch_at_a_time(
+    tiny_predictor: Any, tiny_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "table-regressor"
+    request = DeletionRequest(tiny_rows(name, range(4)), tiny_rows(name, range(6, 46)))
+    settings = {"max_steps": 1, "batch_size": 8}
+    whole = unlearn(tiny_predictor(name), request, "blindspot", settings=settings).config["proxy"]
+    monkeypatch.setattr(Predictor, "tokens_per_forward", 16)
+    sizes: list[int] = []
+    statistics = Predictor.statistics
+    monkeypatch.setattr(
+        Predictor, "statistics", lambda self, part, **how: sizes.append(len(part)) or statistics(self, part, **how)
+    )
+    parts = unlearn(tiny_predictor(name), request, "blindspot", settings=settings).config["proxy"]
+    assert max(sizes) <= 16
+    assert parts["retain_error"] == pytest.approx(whole["retain_error"], rel=1e-6)

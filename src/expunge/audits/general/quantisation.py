@@ -78,7 +78,7 @@ def matrices(model: nn.Module, head: nn.Module | None) -> Iterator[tuple[str, Te
     """Yield the names and weights that get rounded, each as a view with one output channel per row of its last axis.
 
     These are the matrices of all linear layers and experts and the kernels of convolutions, without embeddings and
-    the output head.
+    the output head. Kernels with channels last are laid out anew, with the same values.
 
     Args:
         model: the model.
@@ -89,8 +89,11 @@ def matrices(model: nn.Module, head: nn.Module | None) -> Iterator[tuple[str, Te
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and id(parameter) not in kept:
+                kernel = isinstance(module, nn.modules.conv._ConvNd)
+                if kernel and not parameter.is_contiguous():  # channels last: such a kernel has no rows to view
+                    parameter.data = parameter.data.contiguous()
                 turned = parameter.detach().mT if isinstance(module, Conv1D) else parameter.detach()
-                if isinstance(module, nn.modules.conv._ConvNd):
+                if kernel:
                     # One row per output channel; a view, for what is written there must reach the layer.
                     turned = turned.view(len(turned), -1)
                 yield f"{prefix}.{name}", turned

@@ -22,7 +22,7 @@ class BadTeacherConfig(MethodConfig):
 
     temperature: PositiveFloat = Field(1.0, description="both teachers and the student are divided by it")
     retain_share: float = Field(
-        0.3, gt=0, le=1, description="share of the retain set that is read, drawn by seed and id"
+        0.3, gt=0, le=1, description="share of the retain set that is read, drawn by id, the same for all seeds"
     )
     parity: bool = Field(
         False, description="reproduce the reference: the divergence averaged over classes too, 1 / C of ours"

@@ -14,8 +14,9 @@ from expunge.methods.base import MethodConfig, ObjectiveMethod, Run
 from expunge.methods.regression.gaussian_finetune import absolute_error
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.base import Task
+from expunge.tasks.encoding import length_batches
 from expunge.tasks.predictor import Predictor
-from expunge.tasks.statistics import RegressionStatistics, Statistics
+from expunge.tasks.statistics import Statistics
 from expunge.training.loop import train
 from expunge.training.objective import Objective, Term, nll
 from expunge.training.plan import draw
@@ -112,13 +113,16 @@ class Blindspot(ObjectiveMethod):
         )  # fmt: skip
         fit = Objective((Term("retain_error", ("retain",), self._error(), "token_mean"),), anchor="retain")
         result = train(proxy, fit, {"retain": retain}, settings, progress=run.progress)
+        lengths = [retain.length(i) for i in range(len(retain))]
         with torch.no_grad():
-            known = proxy.statistics(retain)
-        assert isinstance(known, RegressionStatistics)
+            errors = torch.cat(
+                [self._error()(proxy.statistics(retain.take(batch)))
+                 for batch in length_batches(lengths, proxy.tokens_per_forward)]
+            )  # fmt: skip
         run.elsewhere += proxy.cost
         layers = self._layers(task, request) if config.beta else ()
         run.notes["attention_layers"] = len(layers)
-        run.notes["proxy"] = {"steps": result.steps, "retain_error": float(self._error()(known).mean())}
+        run.notes["proxy"] = {"steps": result.steps, "retain_error": float(errors.mean())}
         return self._terms(proxy, layers)
 
     def _layers(self, task: Task, request: DeletionRequest) -> tuple[int, ...]:
