@@ -58,6 +58,11 @@ def test_one_trial_tunes_nothing(plan: Plan) -> None:
     assert not (plan.out / "models" / "digits-120" / f"original-{TUNING_SEED}").exists()
 
 
+def test_a_large_seed_is_a_seed_like_any_other(plan: Plan) -> None:
+    large = replace(plan, count=1, methods=("ssd",), scenarios=("class",), seeds=(12_345,))
+    assert list(run_plan(large, average_gap, Progress()).retraining["class"]) == [12_345]
+
+
 def test_without_names_all_methods_that_serve_are_run(plan: Plan) -> None:
     chosen, left_out = check_plan(replace(plan, methods=()))
     assert {"finetune", "salun", "scrub", "fisher", "influence", "nearest_mean"} <= set(chosen["random"])
@@ -68,6 +73,7 @@ def test_without_names_all_methods_that_serve_are_run(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"seeds": (0, TUNING_SEED)}, "is the seed that settings are tried on"),
         ({"methods": ("blindspot",)}, "serves regressor"),
         ({"methods": ("unsir",), "scenarios": ("random",)}, "scenario class"),
         ({"methods": ("retrain",)}, "always there"),

@@ -30,3 +30,12 @@ def test_taking_and_joining_are_inverse(examples: LabelledExamples) -> None:
 def test_content_is_input_and_label() -> None:
     other = FIXED.with_targets(torch.tensor([0, 0, 0]))
     assert [FIXED.content(i) == other.content(i) for i in range(3)] == [True, False, True]
+
+
+def test_pixels_of_two_kinds_are_joined_on_one_scale() -> None:
+    whole = LabelledExamples(["a"], torch.tensor([[0, 51, 255]], dtype=torch.uint8), torch.tensor([0]))
+    fractions = LabelledExamples(["b"], torch.tensor([[0.5, 0.25, 1.0]]), torch.tensor([1]))
+    for joined, order in ((whole + fractions, [0, 1]), (fractions + whole, [1, 0])):
+        expected = torch.tensor([[0.0, 51 / 255, 1.0], [0.5, 0.25, 1.0]])[order]
+        assert torch.equal(joined.inputs, expected)  # type: ignore[arg-type]
+    assert (whole + whole).inputs.dtype == torch.uint8  # type: ignore[union-attr]

@@ -22,7 +22,7 @@ from expunge.runs.engine import run_in_order
 from expunge.runs.progress import Progress
 
 TUNING_SEED = 1000
-# Weights of the original and of the two retrained models never come from the same seed.
+# Weights of the original and of the two retrained models of a seed never come from the same seed.
 ORIGINAL, ORACLE, OTHER = 10_000, 20_000, 30_000
 
 Record = dict[str, Any]
@@ -92,6 +92,8 @@ def check_plan(plan: Plan) -> tuple[dict[str, list[str]], dict[str, dict[str, st
         BadInput: unknown methods, settings or scenarios, methods that serve nothing of this, missing files.
     """
     kind, problems = known_data(plan.dataset).kind, []
+    if TUNING_SEED in plan.seeds:
+        problems.append(Problem("--seeds", f"{TUNING_SEED} is the seed that settings are tried on", "give another one"))
     chosen: dict[str, list[str]] = {}
     left_out: dict[str, dict[str, str]] = {}
     for scenario in plan.scenarios:
@@ -165,8 +167,9 @@ def _train(plan: Plan, tuned: bool, progress: Progress) -> dict[str, dict[int, f
         train_model, [(job,) for job in jobs], jobs=plan.jobs, heard=lambda done, total, _: progress.step(done, total)
     )
     for job, found in zip(jobs, trained, strict=True):
-        if not job.whole and job.seed < OTHER and job.place.seed in plan.seeds:
-            spent[job.place.scenario][job.place.seed] = found["cpu_seconds"]
+        scenario, seed = job.place.scenario, job.place.seed
+        if seed in plan.seeds and job.folder == plan.model("retrained", scenario, seed):
+            spent[scenario][seed] = found["cpu_seconds"]
     return spent
 
 

@@ -94,7 +94,11 @@ class LabelledExamples(EncodedExamples):
         joined: Any
         if isinstance(self.inputs, Tensor):
             assert isinstance(other.inputs, Tensor)
-            joined = torch.cat([self.inputs, other.inputs])
+            parts = [self.inputs, other.inputs]
+            if self.inputs.dtype != other.inputs.dtype:
+                # Whole-number pixels go from 0 to 255 and others are fractions: beside them they have to be fractions.
+                parts = [part.float() / 255 if part.dtype == torch.uint8 else part.float() for part in parts]
+            joined = torch.cat(parts)
         else:
             joined = [*self.inputs, *other.inputs]
         return LabelledExamples([*self.ids, *other.ids], joined, torch.cat([self.targets, other.targets]))
