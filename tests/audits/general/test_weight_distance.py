@@ -56,6 +56,21 @@ def test_another_architecture_is_an_error(make_lm: Callable[..., CausalLM]) -> N
         squared_distances(make_lm(0), make_lm(0, "gpt2"))
 
 
+def test_models_of_another_architecture_have_no_distance(
+    make_lm: Callable[..., CausalLM], request_: DeletionRequest
+) -> None:
+    models = {"unlearned": make_lm(0), "original": make_lm(0), "oracle": make_lm(0, "gpt2")}
+    finding = run_one(WeightDistance(), Observations(models, request_))
+    assert finding.estimates["unlearned"]["relative_distance"].value == 0.0
+    other = finding.estimates["oracle"]["relative_distance"]
+    assert other.value is None
+    assert "not the same architecture" in other.note
+    models["unlearned"] = models.pop("oracle")
+    finding = run_one(WeightDistance(), Observations(models, request_))
+    assert finding.status == "no data"
+    assert "not the same architecture" in finding.note
+
+
 def test_relative_at_the_edges() -> None:
     assert relative(0.0, 0.0) == 0.0
     assert relative(1.0, 0.0) == math.inf

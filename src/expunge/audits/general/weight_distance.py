@@ -89,7 +89,13 @@ class WeightDistance(Audit):
         for model, task in seen.models.items():
             if model == "original":
                 continue
-            squares = squared_distances(task, original)
+            try:
+                squares = squared_distances(task, original)
+            except ExpungeError as error:
+                estimates[model] = dict.fromkeys(
+                    ("relative_distance", "tensors_changed"), Estimate(None, note=str(error))
+                )
+                continue
             total = relative(sum(d for d, _ in squares.values()), sum(n for _, n in squares.values()))
             changed = sum(d > 0 for d, _ in squares.values())
             estimates[model] = {
@@ -101,6 +107,8 @@ class WeightDistance(Audit):
             rows = [(name, modules[name] if math.isfinite(modules[name]) else "from zero") for name in largest]
             tables.append(Table(f"Modules of '{model}' that moved most", ("module", "relative L2 distance"), rows))
             tables += layer_map(modules, model)
+        if not tables:
+            return Finding(self.id, "no data", note=next(iter(estimates.values()))["relative_distance"].note)
         return Finding(
             self.id,
             scalars=[
