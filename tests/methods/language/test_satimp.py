@@ -67,7 +67,7 @@ def test_forget_outweighs_retain_unless_the_reference_s_file_is_asked_for() -> N
         return config.forget_weight, config.retain_weight
 
     assert weights() == (1.0, 0.1)
-    assert weights(parity=True) == (0.1, 1.0)
+    assert weights(parity=True) == weights(parity=1) == weights(parity="yes") == (0.1, 1.0)
     assert weights(parity=True, retain_weight=3.0) == (0.1, 3.0)
     config = settle(SatImp, {"parity": True, "forget_weight": 2.0})[0].config
     assert (config.beta1, config.beta2, config.forget_weight) == (5.0, 1.0, 2.0)

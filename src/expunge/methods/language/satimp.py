@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
 from expunge.methods.base import MethodConfig, ObjectiveMethod
@@ -34,8 +35,10 @@ class SatImpConfig(RetainConfig):
     @model_validator(mode="before")
     @classmethod
     def _reference_weights(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("parity") is True:
-            return {**PARITY_WEIGHTS, **values}
+        # Whatever will be read as true: 1 and "yes" are as well.
+        with suppress(ValidationError):
+            if isinstance(values, dict) and TypeAdapter(bool).validate_python(values.get("parity", False)):
+                return {**PARITY_WEIGHTS, **values}
         return values
 
 
