@@ -60,7 +60,8 @@ class TrainSettings(Strict):
     batch_size: PositiveInt = Field(32, description="anchor examples per optimiser step, over all processes")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="examples of each stream per forward and process; less needs less memory, results are the same",
+        description="examples of each stream per forward and process; less needs less memory, results are the same "
+        "(but for batch normalisation, which normalises each part by itself)",
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has momentum and couples weight decay")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; adamw has its own")
