@@ -69,6 +69,15 @@ def test_tables_hold_numbers_where_they_are_numbers(tmp_path: Path) -> None:
     assert list(found["source_line"]) == [2, 3]
 
 
+def test_a_label_in_a_file_of_texts_is_a_text(tmp_path: Path) -> None:
+    for name, lines in (("t.csv", "age,label\n31,1\n32,2.0\n"), ("t.jsonl", '{"age": 31.0, "label": 1}\n')):
+        (tmp_path / name).write_text(lines)
+    written, said = (read_labelled(str(tmp_path / name), "tabular") for name in ("t.csv", "t.jsonl"))
+    assert list(written["label"]) == ["1", "2"]
+    assert list(said["label"]) == [1]
+    assert written["id"][0] == said["id"][0]
+
+
 def test_ids_do_not_depend_on_order_or_on_columns_that_are_not_inputs(tmp_path: Path) -> None:
     rows = [{"text": "a clock", "intent": "time", "note": 1}, {"text": "a bay", "intent": "place", "note": 2}]
     one = read_labelled(Dataset.from_list(rows), "text")

@@ -26,6 +26,18 @@ def test_unknown_labels_are_refused_by_place(labels: list[object]) -> None:
         Classes(("ant", "bee")).encode(Dataset.from_dict({"label": labels}))
 
 
+def test_classes_that_are_called_by_numbers() -> None:
+    quality = Classes(("3", "4", "8"))
+    assert quality.encode(Dataset.from_dict({"label": ["8", "3"]})).tolist() == [2, 0]
+    assert quality.encode(Dataset.from_dict({"label": [8, 4]})).tolist() == [2, 1]
+    # An index may be written as a text where no class is called so.
+    assert Classes(("ant", "bee")).encode(Dataset.from_dict({"label": ["1", "ant"]})).tolist() == [1, 0]
+    ranks = Classes(("1", "2", "3"))
+    assert ranks.encode(Dataset.from_dict({"label": ["1", "3"]})).tolist() == [0, 2]
+    with pytest.raises(BadInput, match=r"1 example\(s\) have a number that is the name of one class .*: 2 .*as text"):
+        ranks.encode(Dataset.from_dict({"label": [3, 2]}))
+
+
 @pytest.mark.parametrize("names", [("one",), ("a", "a")])
 def test_a_choice_needs_two_different_classes(names: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="at least two different names"):

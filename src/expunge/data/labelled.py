@@ -108,6 +108,8 @@ def try_read_labelled(
     for place in (SOURCE_FILE, SOURCE_LINE):
         values.pop(place, None)
     _name_classes(source, names, values)
+    # A file of texts says "1" whether that is a name or a number: as a label it stays the text that it is.
+    written = inputs == "tabular" and all(isinstance(cell, str) for cell in values.get("label", [None]))
     if inputs == "tabular":
         values = {column: _typed(cells) for column, cells in values.items()}
     _check_outcome(rows, names, values, problems)
@@ -129,6 +131,8 @@ def try_read_labelled(
     if problems:
         return None, problems
     table = {column: [cells[i] for i in kept] for column, cells in values.items()}
+    if written:
+        table["label"] = list(map(str, table["label"]))
     places: dict[str, list[Any]] = {
         SOURCE_FILE: [rows[i].source for i in kept],
         SOURCE_LINE: [rows[i].line for i in kept],

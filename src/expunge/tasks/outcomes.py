@@ -70,18 +70,33 @@ class Classes(Outcome):
         return len(self.names)
 
     def index(self, label: object) -> int | None:
-        """Return the index of a class given by name or by index; None where there is no such class."""
-        if isinstance(label, str):
-            return self.names.index(label) if label in self.names else None
-        if isinstance(label, bool) or not isinstance(label, int):
+        """Return the index of a class given by name or by index; None where there is no such class.
+
+        A text is a name first. A number may be the name of one class and the index of another, where classes are called
+        1, 2, 3: None then too.
+        """
+        if isinstance(label, bool) or not isinstance(label, int | str):
             return None
-        return label if 0 <= label < len(self.names) else None
+        text = str(label)
+        named = self.names.index(text) if text in self.names else None
+        numbered = int(text) if text.isdecimal() and int(text) < len(self.names) else None
+        if named is None or isinstance(label, str):
+            return numbered if named is None else named
+        return named if numbered in (None, named) else None
 
     def encode(self, examples: Dataset) -> Tensor:
         """Return (N,) int64 class indices; the column ``label`` holds names or indices."""
         labels = self._column(examples, "give each example its class in a column 'label'")
         found = [self.index(label) for label in labels]
         wrong = [i for i, index in enumerate(found) if index is None]
+        numbers = [i for i in wrong if isinstance(labels[i], int) and not isinstance(labels[i], bool)]
+        if unclear := [i for i in numbers if self.index(str(labels[i])) is not None]:
+            kinds = list(dict.fromkeys(repr(labels[i]) for i in unclear))
+            what = (
+                f"{len(unclear)} example(s) have a number that is the name of one class and the index of another: "
+                f"{some(kinds)} ({some(unclear, partial(place, examples))})"
+            )
+            raise BadInput(Problem(f"column '{self.column}'", what, "give names, as text"))
         if wrong:
             kinds = list(dict.fromkeys(repr(labels[i]) for i in wrong))
             what = (

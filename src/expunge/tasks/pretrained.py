@@ -86,7 +86,7 @@ def outcome_for(model: Any, given: Outcome | Sequence[str] | None) -> Outcome:
     if isinstance(given, Outcome):
         return given
     if given is not None:
-        return Classes(tuple(given))
+        return Classes(tuple(map(str, given)))
     config = model if hasattr(model, "id2label") else getattr(model, "config", None)
     if config is None:
         raise BadInput(Problem("outcome", "is not known of a plain module", "name the classes, or give Numbers"))
