@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from expunge.selections import importance, layer_gradients
 from expunge.selections.importance import squared_gradients
+from expunge.tasks.predictor import Predictor
 
 NAMES = ("resnet", "vit", "convnext", "swin", "module", "bert", "gpt2", "table", "image-regressor", "table-regressor")
 
@@ -109,6 +110,38 @@ def test_memory_bounds_change_nothing(
     for key, value in squared_gradients(task, encoded, parameters).items():
         torch.testing.assert_close(value, whole[key], atol=1e-7, rtol=1e-3)
     assert all(p.grad is None for p in parameters.values())
+
+
+class Recurrent(torch.nn.Module):
+    """A layer that ``torch.func`` cannot map, between two that it can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.states = torch.nn.Linear(1, 2), torch.nn.GRU(2, 3, batch_first=True)
+        self.head = torch.nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.states(self.into(x[..., None]))[0][:, -1])
+        return out
+
+
+@pytest.mark.parametrize("kind", ["example", "fisher"])
+def test_what_cannot_be_mapped_is_taken_one_example_at_a_time(tiny_predictor: Any, tiny_rows: Any, kind: Any) -> None:
+    given = tiny_predictor("table")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        task = Predictor(Recurrent(), given.inputs, given.outcome)
+    encoded = task.encode(tiny_rows("table", range(7)))
+
+    def losses(outputs: torch.Tensor, y: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+        if kind == "example":
+            return [(task.losses(outputs, y).sum(), 1.0)]
+        shares = torch.softmax(outputs.detach(), -1)[0]
+        return [(F.cross_entropy(outputs, torch.tensor([c])), float(shares[c])) for c in range(3)]
+
+    found = squared_gradients(task, encoded, dict(task.named_parameters()), kind=kind)
+    for key, value in one_by_one(task, encoded, losses).items():
+        torch.testing.assert_close(found[key], value, atol=1e-7, rtol=1e-4)
 
 
 def test_batches_square_their_mean(tiny_predictor: Any, tiny_rows: Any) -> None:

@@ -324,3 +324,6 @@ def test_adapters_leave_layers_that_share_their_weights_alone(tiny_predictor: Ma
         torch.testing.assert_close(tied.statistics(encoded).logits, adapted)
     with pytest.raises(BadInput, match="hold weights that other layers share, such as one"):
         Predictor(Tied(), task.inputs, task.outcome).wrap_lora(2, 4.0, 0.0, ["own", "other"])
+    alone = nn.Sequential(nn.LSTM(1, 3), nn.Linear(3, 3))
+    with pytest.raises(BadInput, match="has none of its own but the head"):
+        Predictor(alone, task.inputs, task.outcome).wrap_lora(2, 4.0, 0.0)

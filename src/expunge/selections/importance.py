@@ -229,15 +229,24 @@ def _add_mapped(
 ) -> None:
     """Add what no rule covers: by ``torch.func``, or one example at a time where it cannot map the model."""
     weights = sum(p.numel() for p in rest.values())
-    fixed = isinstance(encoded.inputs, Tensor)
+    mapped = fixed = isinstance(encoded.inputs, Tensor)
     for part in chunks(task, encoded, weights if fixed else HELD):
         with torch.no_grad():
             outputs = task.predict(task.batch(part))
         for loss, aims, share in losses_of(outputs, part.targets.to(task.device)):
-            found = (_mapped if fixed else _single)(task, part, aims, rest, loss)
-            for name, gradient in found.items():
-                square = gradient.float().square()
-                total[name] += torch.einsum("b,b...->...", share.to(square), square) if fixed else share * square
+            if mapped:
+                try:
+                    found = _mapped(task, part, aims, rest, loss)
+                except RuntimeError:  # code that cannot be mapped, such as that of recurrent layers of several kinds
+                    mapped = False
+            if mapped:
+                for name, gradient in found.items():
+                    square = gradient.float().square()
+                    total[name] += torch.einsum("b,b...->...", share.to(square), square)
+                continue
+            for i in range(len(part)):
+                for name, gradient in _single(task, part.take([i]), aims[i : i + 1], rest, loss).items():
+                    total[name] += share[i] * gradient.float().square()
 
 
 def _mapped(

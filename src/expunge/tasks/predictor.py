@@ -297,6 +297,9 @@ class Predictor(Task):
                 if type(module) in kinds and name != self._head and id(module.weight) not in shared:
                     kinds[type(module)].append(name)
             names = kinds[nn.Linear] or kinds[nn.Conv2d]
+            if not names:
+                what = "are all linear layers, and the model has none of its own but the head, nor convolutions"
+                raise BadInput(Problem("lora targets", what, "train without adapters"))
         settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
         try:
             self.model = get_peft_model(self.model, settings)
