@@ -100,11 +100,11 @@ def _unusable(evidence: Evidence) -> str:
             if bad:
                 count = f"{len(bad)} of {len(values)} values of {model}{where} are NaN or infinite"
                 return f"{count} (such as {bad[0]}): a number that could not be computed is no sign of forgetting"
+    everything = set().union(*evidence.values.values())
     for model, values in evidence.values.items():
-        if differing := sorted(unlearned.keys() ^ values.keys()):
-            return (
-                f"{model} and unlearned were measured on different examples ({len(differing)}, such as {differing[0]})"
-            )
+        if missing := sorted(everything - values.keys()):
+            count = f"{len(missing)} of {len(everything)} examples (such as {missing[0]})"
+            return f"{model} has no value on {count}: what was not measured is no sign of forgetting"
     return ""
 
 
