@@ -44,6 +44,13 @@ def test_no_prediction_does_better_than_the_target_itself(size: tuple[int, int, 
     assert gradient.abs().max() < 1e-12
 
 
+def test_under_autocast_nothing_is_rounded_further() -> None:
+    logits, target = (z.detach().float() for z in two(6, 50, 1))
+    plain = soft_cross_entropy(logits, target.__getitem__)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(soft_cross_entropy(logits, target.__getitem__), plain)
+
+
 def test_rows_are_asked_for_in_chunks_and_never_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = two(7, 4, 0)
     whole = soft_cross_entropy(logits, target.__getitem__)

@@ -29,7 +29,8 @@ class _SoftCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + step)
             target = torch.softmax(target_logits(rows), dim=-1, dtype=precise)
             log_probs = torch.log_softmax(logits[rows], dim=-1, dtype=precise)
-            loss[rows] = -torch.einsum("rv,rv->r", target, log_probs)
+            # Not a product of matrices, which autocast would round.
+            loss[rows] = -(target * log_probs).sum(-1)
             gradient[rows] = log_probs.exp_().sub_(target)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype  # type: ignore[attr-defined]
