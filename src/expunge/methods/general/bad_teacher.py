@@ -40,8 +40,9 @@ def teaching_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 
 
 class BadTeacher(ObjectiveMethod):
-    """L = sum_{x in forget} KL(b(x) || f(x)) / n + sum_{x in retain} KL(f_0(x) || f(x)) / n, n the rows of the step.
+    """L = 1/2 mean_{x in forget} KL(b(x) || f(x)) + 1/2 mean_{x in retain} KL(f_0(x) || f(x)), over labelled rows.
 
+    For classifiers, of which both sets have as many rows in a step, that is the authors' mean over both together.
     b has fresh weights of the same architecture, by the run's seed: it knows nothing. f_0 is the model before
     unlearning. Labels are not read. As in the authors' code a share of the retain set is used; every example to forget
     meets one retain example per step. For numbers the divergence is the mean squared distance of the outputs.
