@@ -20,6 +20,7 @@ from expunge.tasks.cost import Cost
 from expunge.tasks.intervene import embeddings_at
 from expunge.tasks.loading import load_task
 from expunge.tasks.logit_ensemble import LogitEnsemble
+from expunge.tasks.scoring import score_each
 
 FAMILIES = ("llama", "qwen2", "gpt2", "olmo2", "gemma2", "mixtral", "gpt_neox")
 PROMPTS = ["Where was Mirela Ostrander born?", "Who?", "In 1967, Tomas moved from Velburg to", "", "What?"]
@@ -256,3 +257,29 @@ def test_block_outputs_are_those_of_the_main_model(tiny_model: Any, tiny_tokeniz
             found, expected = (m.hidden_states(encoded, [0, 2], upto=upto) for m in (task, task.base))
             for layer in (0, 2):
                 torch.testing.assert_close(found[layer], expected[layer])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_shared_beginnings_change_no_score(tiny_model: Any, tiny_tokenizer: Any, family: str) -> None:
+    towns = ("Velburg", "Salt Harbour near the sea", "Velmont", "Harrow Bay")
+    pairs = [("Where was Mirela Ostrander born?", f"Mirela Ostrander was born in {town}.") for town in towns]
+    task = two(tiny_model, tiny_tokenizer, family)
+    encoded, texts = task.encoder.encode(pairs), [answer for _, answer in pairs]
+    with task.asked():
+        apart = score_each(task, encoded, texts, None)
+    found = task.score(pairs)
+    assert task.takes_trees
+    for one, other in zip(found, apart, strict=True):
+        np.testing.assert_allclose(one.log_prob, other.log_prob, rtol=1e-3, atol=1e-3)
+
+    class OfItsOwn(type(task.model.others[0])):  # type: ignore[misc]
+        def forward(self, input_ids: Any, attention_mask: Any = None, **more: Any) -> Any:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **more)
+
+    # One that makes positions of its own would read the others' tree as one text.
+    task.model.others[0].__class__ = OfItsOwn
+    task.takes_trees = None
+    found = task.score(pairs)
+    assert task.takes_trees is False
+    for one, other in zip(found, apart, strict=True):
+        np.testing.assert_allclose(one.log_prob, other.log_prob, rtol=1e-5, atol=1e-5)

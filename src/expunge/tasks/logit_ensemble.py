@@ -187,7 +187,8 @@ class LogitEnsemble(CausalLM):
             members = self.model.members()
             seen = [stack.enter_context(head_rows(_head(m), batch.rows)) for m in members]
             spared = [stack.enter_context(last.at(batch.rows)) for last in self._lasts(members)] if rows_only else [[]]
-            output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+            output = forward(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **places)
         self._account(batch, spared=min(map(sum, spared)))
         if wrong := [k for k, rows in enumerate(seen) if len(rows) != 1]:
             what = f"called its output head {len(seen[wrong[0]])} times in a forward pass"

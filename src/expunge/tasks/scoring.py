@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.tasks.blocks import ROUNDING
+from expunge.tasks.blocks import ROUNDING, plain_model
 from expunge.tasks.encoding import Encoded, collate, length_batches
 from expunge.tasks.shared_prefixes import Tree, grow, lay_out
 from expunge.tasks.statistics import token_statistics
@@ -89,9 +89,15 @@ def _cost(task: CausalLM, tokens: int) -> float:
 
 def _window(task: CausalLM) -> float:
     """How far a token of this model looks back; with sliding windows, longer sequences are not their trees."""
-    config = task._plain().config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_window_size")]
+    configs = [plain.config.get_text_config() for plain in _members(task)]
+    windows = [getattr(c, name, None) for c in configs for name in ("sliding_window", "attention_window_size")]
     return min((float(w) for w in windows if isinstance(w, int) and w > 0), default=float("inf"))
+
+
+def _members(task: CausalLM) -> list[Any]:
+    """The transformers models that predict, several where they do so together."""
+    members = task.model.members() if hasattr(task.model, "members") else [task.model]
+    return [plain_model(member) for member in members]
 
 
 def _takes_trees(task: CausalLM, encoded: Encoded, trees: Sequence[Tree]) -> bool:
@@ -99,12 +105,12 @@ def _takes_trees(task: CausalLM, encoded: Encoded, trees: Sequence[Tree]) -> boo
 
     Recurrent models, and those that derive positions from the order of tokens, do not.
     """
-    plain = task._plain()
-    config = plain.config.get_text_config()
-    if "position_ids" not in inspect.signature(type(plain).forward).parameters or getattr(plain, "_is_stateful", False):
-        return False
-    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
-        return False
+    for plain in _members(task):
+        named = inspect.signature(type(plain).forward).parameters
+        if "position_ids" not in named or getattr(plain, "_is_stateful", False):
+            return False
+        if getattr(plain.config.get_text_config(), "_attn_implementation", None) not in ("sdpa", "eager"):
+            return False
     tree = min((tree for tree in trees if len(tree.paths) > 1), key=len)
     few = encoded.take(sorted(tree.paths))
     texts = [""] * len(few)
