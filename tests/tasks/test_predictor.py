@@ -296,6 +296,17 @@ def test_a_model_of_another_precision_is_given_its_inputs_in_that(
     assert {p.grad.dtype for p in task.model.parameters() if p.grad is not None} == {dtype}
 
 
+def test_weights_of_whole_numbers_say_nothing_of_the_inputs(tiny_predictor: Make, tiny_rows: Rows) -> None:
+    task, examples = tiny_predictor("table"), tiny_rows("table", range(7))
+    before = task.observe(task.encode(examples)).outputs
+    packed = nn.Module()  # as libraries that quantise keep weights
+    packed.codes = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    task.model = nn.Sequential(packed, *task.model)
+    packed.forward = lambda x: x  # type: ignore[method-assign]
+    assert next(task.model.parameters()).dtype == torch.int8
+    np.testing.assert_array_equal(task.observe(task.encode(examples)).outputs, before)
+
+
 class Tied(nn.Module):
     """Two layers that share their weight, and one that has its own."""
 

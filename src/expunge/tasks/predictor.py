@@ -364,7 +364,7 @@ class Predictor(Task):
         """
         call = forward or self.model
         # Inputs are made in float32; few modules take them in another precision than their weights have.
-        precision = next(self.model.parameters()).dtype
+        precision = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         batch = {name: value.to(precision) if value.is_floating_point() else value for name, value in batch.items()}
         with self._one_by_one(len(next(iter(batch.values())))):
             if isinstance(self._plain(), PreTrainedModel):
