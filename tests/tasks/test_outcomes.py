@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -20,22 +22,41 @@ def test_names_and_indices_mean_the_same_class() -> None:
     assert classes.index(-1) is None
 
 
-@pytest.mark.parametrize("labels", [["bee", "dog"], [0, 2], [0, -1], [0, None]])
+@pytest.mark.parametrize("labels", [["bee", "dog"], [0, 2], [0, -1], [0, None], [[0], [1]], [True, False]])
 def test_unknown_labels_are_refused_by_place(labels: list[object]) -> None:
-    with pytest.raises(BadInput, match=r"1 example\(s\) have a label .* \(example 2\)"):
+    with pytest.raises(BadInput, match=r"\d example\(s\) have a label .*example 2\)"):
         Classes(("ant", "bee")).encode(Dataset.from_dict({"label": labels}))
 
 
-def test_classes_that_are_called_by_numbers() -> None:
-    quality = Classes(("3", "4", "8"))
-    assert quality.encode(Dataset.from_dict({"label": ["8", "3"]})).tolist() == [2, 0]
-    assert quality.encode(Dataset.from_dict({"label": [8, 4]})).tolist() == [2, 1]
-    # An index may be written as a text where no class is called so.
-    assert Classes(("ant", "bee")).encode(Dataset.from_dict({"label": ["1", "ant"]})).tolist() == [1, 0]
-    ranks = Classes(("1", "2", "3"))
-    assert ranks.encode(Dataset.from_dict({"label": ["1", "3"]})).tolist() == [0, 2]
-    with pytest.raises(BadInput, match=r"1 example\(s\) have a number that is the name of one class .*: 2 .*as text"):
-        ranks.encode(Dataset.from_dict({"label": [3, 2]}))
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("3", "4", "8"), ["8", "3"], [2, 0]),
+        (("3", "4", "8"), [8, 4], [2, 1]),
+        (("3", "4", "8"), [2, 0], [2, 0]),  # none of them is a name
+        (("1", "2", "3"), ["1", "3"], [0, 2]),
+        (("1", "2", "3"), [3, 1], [2, 0]),  # 3 is no index
+        (("1", "2", "3"), [0, 2], [0, 2]),  # 0 is no name
+        (("0", "1", "2"), [2, 1], [2, 1]),
+        (("ant", "bee"), ["1", "ant"], [1, 0]),
+    ],
+)
+def test_classes_that_are_called_by_numbers(names: tuple[str, ...], labels: list[Any], expected: list[int]) -> None:
+    assert Classes(names).encode(Dataset.from_dict({"label": labels})).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "words"),
+    [
+        (("1", "2", "3"), [1, 2, 1], r"3 example\(s\) have a number that is the name of one class .*: 1; 2 .*as text"),
+        (("10", "20", "30"), ["10", "1"], r"does not know: '1'"),  # no index: classes are called by numbers
+        (("10", "20", "30"), [10, 1], r"does not know: 1 "),
+        (("3", "4", "8"), [3, 5], r"does not know: 5 "),
+    ],
+)
+def test_a_number_that_may_be_two_classes_is_refused(names: tuple[str, ...], labels: list[Any], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        Classes(names).encode(Dataset.from_dict({"label": labels}))
 
 
 @pytest.mark.parametrize("names", [("one",), ("a", "a")])

@@ -72,31 +72,38 @@ class Classes(Outcome):
     def index(self, label: object) -> int | None:
         """Return the index of a class given by name or by index; None where there is no such class.
 
-        A text is a name first. A number may be the name of one class and the index of another, where classes are called
-        1, 2, 3: None then too.
+        None too for a number that is the name of one class and the index of another, and for a text that may be an
+        index where classes are called by numbers.
         """
         if isinstance(label, bool) or not isinstance(label, int | str):
             return None
         text = str(label)
         named = self.names.index(text) if text in self.names else None
         numbered = int(text) if text.isdecimal() and int(text) < len(self.names) else None
-        if named is None or isinstance(label, str):
-            return numbered if named is None else named
-        return named if numbered in (None, named) else None
+        if isinstance(label, str):
+            return named if named is not None or any(name.isdecimal() for name in self.names) else numbered
+        return numbered if named is None else named if numbered in (None, named) else None
 
     def encode(self, examples: Dataset) -> Tensor:
-        """Return (N,) int64 class indices; the column ``label`` holds names or indices."""
+        """Return (N,) int64 class indices; the column ``label`` holds names or indices.
+
+        A column of numbers holds indices, or where classes are called by numbers and all of these are names, names.
+        """
         labels = self._column(examples, "give each example its class in a column 'label'")
-        found = [self.index(label) for label in labels]
+        usable = [isinstance(label, int | str) and not isinstance(label, bool) for label in labels]
+        distinct = dict.fromkeys(label for label, may in zip(labels, usable, strict=True) if may)
+        meant = {label: self.index(label) for label in distinct}
+        numbers = [label for label in distinct if isinstance(label, int)]
+        if numbers and all(0 <= label < len(self.names) for label in numbers):
+            if all(str(label) in self.names for label in numbers):
+                unclear = [i for i, label in enumerate(labels) if label in numbers and meant[label] is None]
+                self._refuse_unclear(examples, labels, unclear)
+            else:
+                meant |= {label: label for label in numbers}
+        elif any(str(label) in self.names for label in numbers):
+            meant |= {k: self.names.index(str(k)) if str(k) in self.names else None for k in numbers}
+        found = [meant[label] if may else None for label, may in zip(labels, usable, strict=True)]
         wrong = [i for i, index in enumerate(found) if index is None]
-        numbers = [i for i in wrong if isinstance(labels[i], int) and not isinstance(labels[i], bool)]
-        if unclear := [i for i in numbers if self.index(str(labels[i])) is not None]:
-            kinds = list(dict.fromkeys(repr(labels[i]) for i in unclear))
-            what = (
-                f"{len(unclear)} example(s) have a number that is the name of one class and the index of another: "
-                f"{some(kinds)} ({some(unclear, partial(place, examples))})"
-            )
-            raise BadInput(Problem(f"column '{self.column}'", what, "give names, as text"))
         if wrong:
             kinds = list(dict.fromkeys(repr(labels[i]) for i in wrong))
             what = (
@@ -106,6 +113,15 @@ class Classes(Outcome):
             known = f"0 to {len(self.names) - 1}, or {some(self.names)}"
             raise BadInput(Problem(f"column '{self.column}'", what, f"the model's classes are {known}"))
         return torch.tensor(found, dtype=torch.int64)
+
+    def _refuse_unclear(self, examples: Dataset, labels: Sequence[object], unclear: Sequence[int]) -> None:
+        if unclear:
+            kinds = list(dict.fromkeys(repr(labels[i]) for i in unclear))
+            what = (
+                f"{len(unclear)} example(s) have a number that is the name of one class and the index of another: "
+                f"{some(kinds)} ({some(unclear, partial(place, examples))})"
+            )
+            raise BadInput(Problem(f"column '{self.column}'", what, "give names, as text"))
 
     def settings(self) -> dict[str, Any]:
         return {"classes": list(self.names)}
