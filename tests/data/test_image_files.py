@@ -61,6 +61,16 @@ def test_what_is_no_picture_is_named(folder: Path) -> None:
     assert "5.png lies in no folder" in text
 
 
+def test_what_macos_adds_to_a_zip_is_no_picture(tmp_path: Path) -> None:
+    path = tmp_path / "some.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cat/1.png", png(1))
+        archive.writestr("__MACOSX/cat/._1.png", b"\x00\x05\x16\x07")
+    problems = ProblemList()
+    assert [row.values["label"] for row in image_rows(path, problems)] == ["cat"]
+    assert not problems
+
+
 def test_a_broken_zip_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and no more")
     problems = ProblemList()

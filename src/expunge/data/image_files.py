@@ -9,7 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ TYPES: dict[int, np.dtype[Any]] = {code: np.dtype(name) for code, name in _CODES
 def holds_images(path: Path) -> bool:
     """Say whether a path is one that ``image_rows`` reads: a zip, IDX files, or a folder with pictures in it."""
     if path.is_dir():
-        return any(file.suffix.lower() in PICTURES for file in path.rglob("*"))
+        return any(_is_picture(file) for file in path.rglob("*"))
     return path.suffix.lower() == ".zip" or IDX in path.name
 
 
@@ -52,8 +52,13 @@ def image_rows(path: Path, problems: ProblemList) -> Iterator[Row]:
         yield from _idx(path, problems)
 
 
+def _is_picture(path: PurePath) -> bool:
+    """Whether a file is called as a picture is; what macOS puts beside each file in a zip ("._1.png") is none."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith("._")
+
+
 def _folder(path: Path, problems: ProblemList) -> Iterator[Row]:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+    files = sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path)))
     for number, file in enumerate(files, 1):
         name = file.relative_to(path).as_posix()
         yield from _picture(str(path), number, name, file.read_bytes(), problems)
@@ -62,7 +67,7 @@ def _folder(path: Path, problems: ProblemList) -> Iterator[Row]:
 def _zip(path: Path, problems: ProblemList) -> Iterator[Row]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if PurePosixPath(m.filename).suffix.lower() in PICTURES]
+            members = [m for m in archive.infolist() if _is_picture(PurePosixPath(m.filename))]
             for number, member in enumerate(sorted(members, key=lambda m: m.filename), 1):
                 if member.file_size > MOST_BYTES:
                     what = f"{member.filename} would take {member.file_size} bytes"

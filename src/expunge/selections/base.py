@@ -150,7 +150,7 @@ def both(one: Mask | None, other: Mask | None) -> Mask | None:
     shared: dict[str, Tensor | None] = {}
     for name in one.keys() & other.keys():
         a, b = one[name], other[name]
-        shared[name] = a if b is None else b if a is None else a & b
+        shared[name] = a if b is None else b if a is None else a & b.to(a.device)
     if not any(part is None or bool(part.any()) for part in shared.values()):
         what = "leaves out every weight that is to be trained"
         raise BadInput(Problem("select", what, "let it choose more"))
