@@ -67,6 +67,24 @@ def test_every_row_has_read_the_same_in_both_texts(named: CausalLM) -> None:
     assert matched > 40
 
 
+def test_within_a_character_of_several_tokens_it_is_the_same_piece(named: CausalLM) -> None:
+    rows = [
+        {"prompt": "", "answer": "Zoë 👩‍🚀 in Kraków, 東京."},
+        {"prompt": "Mirela?", "answer": "Mirela, naïve 👩‍🚀 Mirela 東"},
+    ]
+    encoded = named.encoder.encode([(r["prompt"], r["answer"]) for r in rows])
+    for index, row in enumerate(rows):
+        # Where nothing is replaced, every row is its own counterpart.
+        same = align_example(named, row, encoded, index, {})
+        assert same.rows.tolist() == list(range(encoded.starts[index] - 1, encoded.length(index) - 1))
+        # Elsewhere the counterpart has read the same tokens since the last name.
+        found = align_example(named, row, encoded, index, ANCHORS)
+        tokens = encoded.tokens[index].tolist()
+        for t, place in zip(same.rows, found.rows, strict=True):
+            if place >= 3 and t >= 3 and "Mirela" not in named.tokenizer.decode(tokens[t - 3 : t + 1]):
+                assert found.tokens[place] == tokens[t]
+
+
 def test_logits_of_the_translation_come_to_the_rows_of_the_original(named: CausalLM) -> None:
     encoded = named.encoder.encode([(r["prompt"], r["answer"]) for r in ROWS])
     aligned = [align_example(named, row, encoded, i, ANCHORS) for i, row in enumerate(ROWS)]

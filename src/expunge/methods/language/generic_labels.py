@@ -92,9 +92,11 @@ def align(
         seen.append(frozenset(anchors[s.term] for s in translation.spans if s.start < here))
         place = translation.place(here)
         if place is not None:
-            reached = int(np.searchsorted(translated_ends, place, side="right")) - 1
-            cut = not translated_ends or place > translated_ends[-1]
-            rows[row] = -1 if cut else reached
+            # Pieces of one character all end where it does: the same piece is as many before the last of them.
+            pieces = int(np.searchsorted(ends, here, side="right")) - 1 - min(t, last)
+            reached = int(np.searchsorted(translated_ends, place, side="right")) - 1 - pieces
+            # Behind what was cut, or within a token of the other text, there is none.
+            rows[row] = reached if reached >= 0 and translated_ends[reached] == place else -1
     return Aligned(np.asarray(translated_tokens, dtype=np.int64), rows, repeated, seen)
 
 
