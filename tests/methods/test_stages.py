@@ -53,6 +53,26 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert all(torch.equal(again[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("settings", "forget"), [({"learning_rate": 1e-2}, range(6)), ({"passes": 4}, range(6)), ({}, range(7))]
+)
+def test_stages_of_another_run_are_not_taken_for_this_one(
+    tiny_predictor: Any, tiny_rows: Any, tmp_path: Path, settings: dict[str, Any], forget: range
+) -> None:
+    kept = tiny_rows("table", range(10, 22))
+    one, other = DeletionRequest(tiny_rows("table", range(6)), kept), DeletionRequest(tiny_rows("table", forget), kept)
+    unlearn(tiny_predictor("table"), one, "scrub", settings=SETTINGS, folder=tmp_path)
+    with pytest.raises(BadInput, match="of a run with other settings, other examples or another model"):
+        unlearn(tiny_predictor("table"), other, "scrub", settings={**SETTINGS, **settings}, folder=tmp_path)
+
+
+def test_a_finished_stage_keeps_no_checkpoints(tiny_predictor: Any, tiny_rows: Any, tmp_path: Path) -> None:
+    request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(10, 22)))
+    unlearn(tiny_predictor("table"), request, "scrub", settings={**SETTINGS, "checkpoint_every": 1}, folder=tmp_path)
+    assert len(list(tmp_path.glob("stages/*/log.jsonl"))) == 5
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
 def test_damaged_weights_of_a_stage_are_named(tiny_predictor: Any, tiny_rows: Any, tmp_path: Path) -> None:
     request = DeletionRequest(tiny_rows("table", range(6)), tiny_rows("table", range(10, 22)))
     unlearn(tiny_predictor("table"), request, "scrub", settings=SETTINGS, folder=tmp_path)

@@ -36,6 +36,7 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as run:
         run.open(RECIPE, FACTS)
     other = {"model": "m", "settings": {"beta": 0.2, "epochs": 3}}
+    (tmp_path / "model").mkdir()
     with pytest.raises(BadInput, match=r"differs in settings\.beta\) -> give another folder, or --overwrite"):
         RunFolder(tmp_path).open(other, FACTS)
     RunFolder(tmp_path).open(RECIPE, FACTS)  # the refusal let go of the folder
@@ -44,6 +45,7 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
 def test_changed_input_is_refused(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as run:
         run.open(RECIPE, FACTS)
+        run.write_json("forgotten.json", {})
     with pytest.raises(BadInput, match="the content of model has changed"):
         RunFolder(tmp_path).open(RECIPE, {"hashes": {"model": "xyz", "request": "1"}})
 
@@ -57,6 +59,41 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as run:
         run.open({"model": "n"}, FACTS, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "facts.json", "mine.txt", "recipe.yaml"]
+
+
+def test_a_folder_in_which_a_run_only_started_is_free_for_another(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        run.open(RECIPE, FACTS)
+        (tmp_path / "log.jsonl").write_text("")
+        (tmp_path / "reference.safetensors").write_text("x")
+    other = {"hashes": {"model": "xyz", "request": "1"}, "started": "later"}
+    with RunFolder(tmp_path) as run:
+        run.open({"model": "n"}, other)
+        assert run.read_json("facts.json") == other
+        assert "model: n" in run.read_text("recipe.yaml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "facts.json", "recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["checkpoints/step-00000002/state.safetensors", "then/stages/00-forget/done.safetensors", "labels.safetensors"],
+)
+def test_what_was_computed_is_not_thrown_away(tmp_path: Path, kept: str) -> None:
+    with RunFolder(tmp_path) as run:
+        run.open(RECIPE, FACTS)
+    (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / kept).write_text("x")
+    with pytest.raises(BadInput, match="another recipe"):
+        RunFolder(tmp_path).open({"model": "n"}, FACTS)
+    RunFolder(tmp_path).open({"model": "n"}, FACTS, overwrite=True)
+    assert not (tmp_path / kept).exists()
+
+
+def test_a_recipe_of_the_user_is_not_a_run_that_only_started(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: mine\n")
+    with pytest.raises(BadInput, match="another recipe"):
+        RunFolder(tmp_path).open(RECIPE, FACTS)
+    assert (tmp_path / "recipe.yaml").read_text() == "model: mine\n"
 
 
 def test_a_damaged_recipe_is_refused(tmp_path: Path) -> None:

@@ -220,6 +220,31 @@ def test_another_recipe_or_changed_data_is_refused(recipe: RecipeOf, files: Any,
     assert run(recipe("beta=0.2", forget=str(forget)), out, overwrite=True).report.request.forget == 9
 
 
+@pytest.mark.parametrize(
+    ("method", "first", "second"),
+    [
+        ("scrub", ["passes=2", "max_passes=1"], "learning_rate=3e-4"),
+        ("prune", ["sparsity=0.3", "then=gradient_ascent", "following.epochs=1"], "learning_rate=3e-4"),
+        ("whp", ["reinforce_epochs=1"], "reinforce_learning_rate=3e-4"),
+    ],
+)
+def test_a_method_in_stages_leaves_logs_only_and_is_done_anew_by_overwrite(
+    files: Any, tmp_path: Path, method: str, first: list[str], second: str
+) -> None:
+    def of(*overrides: str) -> Recipe:
+        fields = files.fields(method=method, audits=["probability"])
+        return read_recipe(None, fields, ["checkpoint_every=1", *overrides])
+
+    out = tmp_path / "run"
+    run(of(*first), out)
+    assert [p for p in out.rglob("*.safetensors") if p.parent.name != "model"] == []
+    assert not list(out.rglob("checkpoints"))
+    assert list(out.rglob("log.jsonl"))
+    run(of(*first, second), out, overwrite=True)
+    run(of(*first, second), tmp_path / "fresh")
+    assert weights(out) == weights(tmp_path / "fresh")
+
+
 def test_everything_wrong_is_said_at_once_and_nothing_is_written(files: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "a", "answer": ""}\n{"question": "b"}\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from expunge.errors import BadInput, Problem
@@ -20,6 +22,7 @@ from expunge.selections.base import Mask, both, zero_outside
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.training.checkpoint import whole
+from expunge.training.identity import fingerprint
 from expunge.training.loop import TrainResult, train
 from expunge.training.objective import Objective
 from expunge.training.settings import LoraSettings
@@ -60,7 +63,7 @@ class StagedMethod(ObjectiveMethod):
         """Train a copy of the model through all stages.
 
         Raises:
-            BadInput: see ``ObjectiveMethod.apply``; or a stage's weights in the folder are damaged.
+            BadInput: see ``ObjectiveMethod.apply``; or a stage's weights in the folder are damaged, or of another run.
         """
         self.check(task, request)
         self._check_stop(run, request)
@@ -83,8 +86,11 @@ class StagedMethod(ObjectiveMethod):
         for number, stage in enumerate(stages):
             settings = run.train.model_copy(update=dict(stage.settings))
             folder = run.folder / "stages" / f"{number:02d}-{stage.name}" if run.folder else None
+            identity, key = f"{self.id} {number} {stage.name} {self.config.model_dump_json()}", ""
+            if folder is not None:
+                key = fingerprint(model, streams, identity, settings.model_dump_json())
             if folder is not None and (folder / DONE).is_file():
-                put_back(model, settings.lora, folder / DONE)
+                put_back(model, settings.lora, folder / DONE, key)
                 total.resumed_from = total.steps
                 continue
             probe = self.probe(model, request, run, settings)
@@ -98,7 +104,7 @@ class StagedMethod(ObjectiveMethod):
                 merge=False,
                 probe=probe,
                 progress=run.progress,
-                identity=f"{self.id} {number} {stage.name} {self.config.model_dump_json()}",
+                identity=identity,
             )
             _add(total, outcome)
             spent += outcome.cost + outcome.probe_cost
@@ -107,7 +113,7 @@ class StagedMethod(ObjectiveMethod):
                 total.diverged = outcome.diverged
                 break
             if folder is not None:
-                keep_weights(model, folder / DONE)
+                keep_weights(model, folder / DONE, key)
         model.merge_lora()
         model.model.eval()
         model.source = f"{self.id} of {task.source}"
@@ -122,24 +128,45 @@ class StagedMethod(ObjectiveMethod):
         )
 
 
-def keep_weights(model: Task, file: Path) -> None:
-    """Write what a stage left, adapters apart from the weights that they stand beside; atomic."""
+def keep_weights(model: Task, file: Path, key: str) -> None:
+    """Write what a stage left, adapters apart from the weights that they stand beside; atomic.
+
+    Its checkpoints are not needed after that, and go.
+
+    Args:
+        model: after the stage.
+        file: where its weights go.
+        key: what the stage was: from the model before it, its examples and its settings.
+    """
     if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}")
-    save_file({name: whole(value) for name, value in model.model.state_dict().items()}, scratch)
+    save_file({name: whole(value) for name, value in model.model.state_dict().items()}, scratch, {"key": key})
     os.replace(scratch, file)
+    shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)
 
 
-def put_back(model: Task, lora: LoraSettings | None, file: Path) -> None:
-    """Give a model what a finished stage left."""
+def put_back(model: Task, lora: LoraSettings | None, file: Path, key: str) -> None:
+    """Give a model what a finished stage left.
+
+    Raises:
+        BadInput: the file is damaged, or what another run left.
+    """
+    fix = "delete the folder of that stage; it is trained again"
+    try:
+        with safe_open(file, framework="pt") as stored:
+            kept = (stored.metadata() or {}).get("key")
+    except Exception as error:
+        raise BadInput(Problem(str(file), f"is damaged: {error}", fix)) from error
+    if kept != key:
+        what = "holds the weights of a run with other settings, other examples or another model"
+        raise BadInput(Problem(str(file), what, "use another folder"))
     if lora is not None and not hasattr(model.model, "disable_adapter"):
         model.wrap_lora(lora.rank, lora.alpha, lora.dropout, lora.targets)
     try:
         model.model.load_state_dict(load_file(file))
     except Exception as error:
-        fix = "delete the folder of that stage; it is trained again"
         raise BadInput(Problem(str(file), f"is damaged: {error}", fix)) from error
 
 

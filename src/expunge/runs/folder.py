@@ -20,7 +20,10 @@ from expunge.training.journal import LOG
 RECIPE, FACTS, FORGOTTEN = "recipe.yaml", "facts.json", "forgotten.json"
 REPORT_JSON, REPORT_HTML, MODEL, CHECKPOINTS = "report.json", "report.html", "model", "checkpoints"
 LOCK = ".lock"
-OURS = (RECIPE, FACTS, FORGOTTEN, LOG, REPORT_JSON, REPORT_HTML, MODEL, CHECKPOINTS, "trackers", LOCK)
+# Folders and files of methods that train more than once: their logs stay, the rest is needed until the model is there.
+STAGES = ("stages", "then", "recover", "after", "reinforced")
+LABELS = "labels.safetensors"
+OURS = (RECIPE, FACTS, FORGOTTEN, LOG, REPORT_JSON, REPORT_HTML, MODEL, CHECKPOINTS, "trackers", LOCK, *STAGES, LABELS)
 
 
 class RunFolder:
@@ -30,8 +33,9 @@ class RunFolder:
         path: the folder; made when it is opened.
 
     Files: ``recipe.yaml`` (every setting), ``facts.json`` (versions, hardware, hashes), ``log.jsonl`` (a line per
-    step), ``checkpoints/`` (only until the model is there), ``model/``, ``forgotten.json`` (what training did),
-    ``report.json`` and ``report.html``. Each appears when it is complete.
+    step; methods in stages have one in the folder of each), ``checkpoints/`` (only until the model is there),
+    ``model/``, ``forgotten.json`` (what training did), ``report.json`` and ``report.html``. Each appears when it is
+    complete.
     """
 
     def __init__(self, path: str | Path):
@@ -53,6 +57,15 @@ class RunFolder:
     def is_run(self) -> bool:
         """Say whether a run was started here."""
         return self.has(RECIPE)
+
+    def only_started(self) -> bool:
+        """Say whether a run was started here and kept nothing that was computed: it failed, or was stopped at once."""
+        kept = any(map(self.has, (MODEL, FORGOTTEN, REPORT_JSON, REPORT_HTML, LABELS))) or any(
+            any((self / name).rglob(pattern))
+            for name in (CHECKPOINTS, *STAGES)
+            for pattern in ("step-*", "*.safetensors")
+        )
+        return self.is_run() and self.has(FACTS) and not kept
 
     # ---- before work -----------------------------------------------------------------------------------------------
 
@@ -115,13 +128,13 @@ class RunFolder:
             overwrite: delete another run that is here.
 
         Raises:
-            BadInput: another run is here, or someone else is writing to it.
+            BadInput: another run is here and has kept something, or someone else is writing to it.
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._take()
             problem = self.conflict(recipe, facts.get("hashes", {}))
-            if problem is not None and not overwrite:
+            if problem is not None and not overwrite and not self.only_started():
                 self.close()
                 raise BadInput(problem)
             if problem is not None:
@@ -147,7 +160,12 @@ class RunFolder:
     def drop_checkpoints(self) -> None:
         """Delete what only a run that is not finished needs."""
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
-        for cache in self.path.glob("reference*.safetensors"):
+        for stage in map(self.path.__truediv__, STAGES):
+            for checkpoints in list(stage.rglob(CHECKPOINTS)):
+                shutil.rmtree(checkpoints, ignore_errors=True)
+            for weights in stage.rglob("*.safetensors"):
+                weights.unlink(missing_ok=True)
+        for cache in (*self.path.glob("reference*.safetensors"), self.path / LABELS):
             cache.unlink(missing_ok=True)
 
     def _take(self) -> None:

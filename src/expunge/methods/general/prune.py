@@ -19,6 +19,7 @@ from expunge.selections.magnitude import Magnitude, MagnitudeConfig, Rule
 from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.kinds import KINDS
+from expunge.training.identity import fingerprint
 from expunge.training.loop import TrainResult, train
 from expunge.training.objective import Objective, Term, nll
 from expunge.training.settings import TrainSettings
@@ -176,21 +177,24 @@ class Prune(Method):
         folder = run.folder / "recover" if run.folder else None
         if config.recover_on == "none":
             return None
-        if folder is not None and (folder / DONE).is_file():
-            put_back(model, None, folder / DONE)
-            return None
         encoded = model.encode(request.retain)
         if config.recover_on == "all":
             encoded = encoded + model.encode(request.forget)
+        identity, key = f"{self.id} {config.model_dump_json()}", ""
+        if folder is not None:
+            key = fingerprint(model, {"retain": encoded}, identity, run.train.model_dump_json())
+        if folder is not None and (folder / DONE).is_file():
+            put_back(model, None, folder / DONE, key)
+            return None
         objective = Objective((Term("recover_nll", ("retain",), nll, "token_mean"),), anchor="retain")
         found = train(
             model, objective, {"retain": encoded}, run.train, folder=folder, mask=mask, progress=run.progress,
-            identity=f"{self.id} {config.model_dump_json()}",
+            identity=identity,
         )  # fmt: skip
         if found.diverged:
             raise BadInput(Problem("training after pruning", found.stop_reason, "lower learning_rate or sparsity"))
         if folder is not None:
-            keep_weights(model, folder / DONE)
+            keep_weights(model, folder / DONE, key)
         return found
 
 
