@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,12 @@ LANGUAGE = [name for name in METHODS.names() if "causal_lm" in METHODS.get(name)
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_every_method_is_checked_without_weights(files: Any, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    def explode(*_: Any, **__: Any) -> None:
-        raise AssertionError("weights were read")
+    load = AutoModelForCausalLM.from_pretrained
+
+    def explode(*args: Any, **how: Any) -> Any:
+        if how.get("device_map") != "meta":
+            raise AssertionError("weights were read")
+        return load(*args, **how)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", explode)
     fields = files.fields(method=method)
@@ -64,6 +69,34 @@ def test_weights_that_cannot_be_used_are_refused_before_work_starts(files: Any, 
     assert len(found) == 2
     assert found[0].startswith(f"{broken}: has NaN or infinite values in 1 of ")
     assert found[1].startswith(f"{cut}: is damaged or cut off")
+
+
+def test_weights_that_are_not_the_configurations_are_refused_before_work_starts(
+    files: Any, copied: Callable[[str], Path]
+) -> None:
+    lacking, other = copied("lacking"), copied("other")
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    config = json.loads((other / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (other / "config.json").write_text(json.dumps(config))
+    problems = said(**files.fields(model=str(lacking), oracle=[str(other)]))
+    assert f"model {lacking}: has no weights for 1 tensor(s): model.norm.weight" in "\n".join(problems)
+    assert f"model {other}: has 6 tensor(s) of another shape than its configuration" in "\n".join(problems)
+    assert len(problems) == 2
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused(files: Any, copied: Callable[[str], Path]) -> None:
+    small = copied("small")
+    model = AutoModelForCausalLM.from_pretrained(small)
+    model.resize_token_embeddings(40)
+    model.save_pretrained(small)
+    ids = r"embeds 40 tokens, and its tokenizer makes ids up to \d+ -> give the tokenizer that belongs to it"
+    (problem,) = said(**files.fields(model=str(small)))
+    assert re.search(ids, problem)
+    (problem,) = said(**files.fields(oracle=[str(small)]))
+    assert re.search(f"model {re.escape(str(small))}: {ids}", problem)
 
 
 def test_damaged_and_unknown_configurations_are_named(files: Any, copied: Callable[[str], Path]) -> None:

@@ -345,6 +345,36 @@ def test_a_missing_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         CausalLM.load(tmp_path / "nowhere")
 
 
+def test_weights_of_another_shape_are_named(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    hidden = config["intermediate_size"]
+    (saved / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * hidden}))
+    for look in (CausalLM.load, CausalLM.check_fit):
+        with pytest.raises(
+            BadInput, match=rf"mlp.down_proj.weight is 32 x {hidden}, and config.json says 32 x {2 * hidden}"
+        ):
+            look(saved)
+
+
+def test_a_run_folder_is_pointed_into(saved: Path) -> None:
+    with pytest.raises(BadInput, match="give .*model, the model in this run folder"):
+        CausalLM.load(saved.parent)
+
+
+def test_a_vocabulary_that_the_model_does_not_embed_is_refused(saved: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    model.resize_token_embeddings(len(tokenizer) - 1)
+    with pytest.raises(BadInput, match="its tokenizer makes ids up to"):
+        CausalLM(model, tokenizer)
+    model.resize_token_embeddings(len(tokenizer))
+    tokenizer.add_tokens(["never-used"])
+    CausalLM(model, tokenizer)
+    tokenizer.pad_token = "never-used"
+    with pytest.raises(BadInput, match="its tokenizer makes ids up to"):
+        CausalLM(model, tokenizer)
+
+
 def test_pickled_weights_are_refused(saved: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(saved)
     torch.save(model.state_dict(), saved / "pytorch_model.bin")

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expunge.audits.suite import select_audits
 from expunge.data.columns import NO_COLUMN
 from expunge.data.request_files import read_request
-from expunge.errors import BadInput, Problem, tried
+from expunge.errors import BadInput, Problem, collected, tried
 from expunge.methods.base import Method, ObjectiveMethod, settle
 from expunge.methods.run import METHODS
 from expunge.registry import near_names
@@ -29,7 +29,7 @@ from expunge.runs.folder import RunFolder
 from expunge.runs.models import model_path, stored
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import Command, Recipe
-from expunge.tasks.causal_lm import CausalLM, config_of
+from expunge.tasks.causal_lm import CausalLM, check_vocabulary, config_of
 from expunge.tasks.encoding import TextEncoder
 from expunge.tasks.factories import check_factory
 from expunge.tasks.loading import options_of, task_class
@@ -111,9 +111,12 @@ def check(
             method, train = settled or (None, None)
     model = tried(problems, "model", lambda: ground.once("model", named, call=lambda: described(recipe)))
     kind = model.kind if isinstance(model, Reading) else CausalLM.kind
+    sound: set[str] = set()
     for place in dict.fromkeys(str(model_path(p)) for p in (recipe.model, recipe.original, *recipe.oracle) if p):
         if is_model(Path(place)):
-            tried(problems, "model", partial(ground.once, "weights", place, call=partial(check_weights, place)))
+            with collected(problems, "model"):
+                ground.once("weights", place, call=partial(check_weights, place))
+                sound.add(place)
     audits = tried(problems, "audits", lambda: select_audits(recipe.audits, recipe.audit_settings, kind)) or []
     verdict = _verdict(recipe.verdict, problems)
     tried(problems, "device", lambda: device_of(recipe.device))
@@ -128,7 +131,14 @@ def check(
         problems += out.problems({**inputs, **{f"oracle {k}": path for k, path in enumerate(recipe.oracle, 1)}})
     for name, path in (("original", recipe.original), *(("oracle", path) for path in recipe.oracle)):
         if path is not None:
+            before = len(problems)
             tried(problems, name, lambda path=path: _comparable(path, model, recipe))  # type: ignore[misc]
+            if len(problems) > before:
+                sound.discard(str(model_path(path)))
+    if model is None:
+        sound.discard(str(model_path(recipe.model)))
+    for place in sorted(sound):
+        tried(problems, "model", partial(ground.once, "fit", place, call=partial(task_class(place).check_fit, place)))
     if request is not None:
         found = ground.once("preflight", named, call=lambda: _preflight(request, model))
         problems += [p for p in found if p.severity == "error"]
@@ -286,6 +296,8 @@ def _comparable(path: str, model: TextEncoder | Reading | None, recipe: Recipe) 
         if model is not None and _tokenizer(place).get_vocab() != model.tokenizer.get_vocab():
             what = "has another tokenizer than the model given, so that losses per token cannot be compared"
             raise BadInput(Problem(f"model {path}", what, "give a model with the same tokenizer"))
+        if model is not None:
+            check_vocabulary(model.tokenizer, _config(path).get_text_config().vocab_size, f"model {path}")
         return
     if not predictor:
         raise BadInput(Problem(f"model {path}", f"is no {model.kind}", fix))
@@ -345,6 +357,7 @@ def _encoder(recipe: Recipe) -> TextEncoder:
     path = model_path(recipe.model)
     config = _config(recipe.model)
     tokenizer = _tokenizer(path)
+    check_vocabulary(tokenizer, config.get_text_config().vocab_size, f"model {recipe.model}")
     before = stored(path)
     return TextEncoder(
         tokenizer,

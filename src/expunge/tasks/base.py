@@ -60,6 +60,17 @@ class Task(ABC):
     def load(cls, path: str | Path, *args: Any, **loading: Any) -> Task:
         """Load a model; each class names its own options, among them ``dtype`` and ``device``."""
 
+    @classmethod
+    def check_fit(cls, path: str | Path) -> None:
+        """Refuse a folder whose weights are not those that its configuration describes, without reading them.
+
+        A class that cannot tell leaves it to ``load``.
+
+        Raises:
+            BadInput: weights that are missing or of another shape.
+        """
+        return
+
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""

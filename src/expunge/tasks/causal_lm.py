@@ -33,7 +33,17 @@ from expunge.tasks.encoding import (
 from expunge.tasks.generation import generate
 from expunge.tasks.scoring import Around, score_each, score_trees, trees_of
 from expunge.tasks.statistics import Statistics, head_rows
-from expunge.tasks.storage import DTYPES, check_loading, first_line, quiet, replacing, stored_settings, write_settings
+from expunge.tasks.storage import (
+    DTYPES,
+    check_complete,
+    check_loading,
+    first_line,
+    is_model,
+    quiet,
+    replacing,
+    stored_settings,
+    write_settings,
+)
 from expunge.tasks.tokens import TokenScores
 
 ChatMode = Literal["auto", "always", "never"]
@@ -73,6 +83,7 @@ class CausalLM(Task):
             raise UnsupportedModel(
                 Problem(type(model).__name__, "has no output head over a vocabulary", "give an AutoModelForCausalLM")
             )
+        check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], f"model {source}".strip())
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.model: Any = model
         self.tokenizer = tokenizer
@@ -122,19 +133,12 @@ class CausalLM(Task):
     ) -> CausalLM:
         """Load what the library itself would load of a folder, whatever else the folder says that it holds."""
         check_loading(dtype, device)
+        model = cls._model(path, dtype=DTYPES[dtype])
         try:
             with quiet():
-                model, info = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False, output_loading_info=True
-                )
                 tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
-            fix = "give a folder with config.json, *.safetensors and tokenizer files, or the name of a model on the hub"
-            raise BadInput(Problem(f"model {path}", f"cannot be loaded: {first_line(error)}", fix)) from error
-        # The library fills missing weights with random numbers; a model that is audited must be the one on disk.
-        if absent := sorted(info["missing_keys"]):
-            what = f"has no weights for {len(absent)} tensor(s): {', '.join(absent[:3])}"
-            raise BadInput(Problem(f"model {path}", what, "copy the folder again, or give the model it belongs to"))
+            raise _not_loaded(path, error) from error
         stored = stored_settings(Path(path))
         return cls(
             model.to(device),
@@ -144,6 +148,29 @@ class CausalLM(Task):
             max_length=max_length,
             source=str(path),
         )
+
+    @classmethod
+    def _model(cls, path: str | Path, **how: Any) -> Any:
+        """Load what the library itself would, and nothing that it had to make up."""
+        try:
+            with quiet():
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    path, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+                    ignore_mismatched_sizes=True, **how,
+                )  # fmt: skip
+        except Exception as error:
+            raise _not_loaded(path, error) from error
+        check_complete(path, info)
+        return model
+
+    @classmethod
+    def check_fit(cls, path: str | Path) -> None:
+        """Refuse a folder whose weights are not those that its configuration describes, without reading them.
+
+        Raises:
+            BadInput: weights that are missing or of another shape, or a folder that cannot be loaded.
+        """
+        cls._model(path, device_map="meta")
 
     @property
     def base(self) -> CausalLM:
@@ -528,6 +555,34 @@ def refuse_guarded(task: CausalLM) -> None:
     if task.base is not task:
         what = f"is behind a guard already ({task.id}), and a folder holds one"
         raise BadInput(Problem(f"model {task.source}", what, "give the model without it, or a method that trains"))
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:
+    """Refuse a tokenizer that makes tokens of which the model knows nothing.
+
+    Tokens that were added to it count only where every sequence may hold them: begin, end and padding.
+
+    Args:
+        tokenizer: the model's.
+        rows: tokens that the model has embeddings of.
+        where: the model, for the message.
+
+    Raises:
+        BadInput: see above.
+    """
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    largest = max(tokenizer.vocab_size - 1, *(int(token) for token in special if token is not None), -1)
+    if largest >= rows:
+        what = f"embeds {rows} tokens, and its tokenizer makes ids up to {largest}"
+        fix = "give the tokenizer that belongs to it, or call model.resize_token_embeddings(len(tokenizer)) and save it"
+        raise BadInput(Problem(where, what, fix))
+
+
+def _not_loaded(path: str | Path, error: Exception) -> BadInput:
+    fix = "give a folder with config.json, *.safetensors and tokenizer files, or the name of a model on the hub"
+    if is_model(Path(path) / "model"):
+        fix = f"give {Path(path) / 'model'}, the model in this run folder"
+    return BadInput(Problem(f"model {path}", f"cannot be loaded: {first_line(error)}", fix))
 
 
 def config_of(path: str | Path) -> Any:

@@ -22,7 +22,7 @@ from expunge.tasks.base import Task
 from expunge.tasks.cost import Cost
 from expunge.tasks.encoding import length_batches
 from expunge.tasks.examples import LabelledExamples, Positions
-from expunge.tasks.factories import Factory, allowed_factory, check_factory
+from expunge.tasks.factories import OWN, Factory, allowed_factory, check_factory
 from expunge.tasks.heads import (
     calls_of,
     head_name,
@@ -35,7 +35,7 @@ from expunge.tasks.image_inputs import Augment, ImageInputs
 from expunge.tasks.inputs import Inputs
 from expunge.tasks.outcomes import Classes, Numbers, Outcome
 from expunge.tasks.predictions import ExampleRow, ExampleScore, Predictions, by_set
-from expunge.tasks.pretrained import WEIGHTS, load_module, load_pretrained, loader_of, outcome_for
+from expunge.tasks.pretrained import WEIGHTS, check_module, load_module, load_pretrained, loader_of, outcome_for
 from expunge.tasks.reading import Reading, reading_of
 from expunge.tasks.statistics import RegressionStatistics, Statistics
 from expunge.tasks.storage import (
@@ -199,6 +199,19 @@ class Predictor(Task):
         model.to(device=device, dtype=DTYPES[dtype])
         reading = reading_of(path, config=getattr(model, "config", None), max_length=max_length, augment=augment)
         return cls(model, reading.inputs, reading.outcome, factory=made, source=str(path))
+
+    @classmethod
+    def check_fit(cls, path: str | Path) -> None:
+        """Refuse a folder whose weights are not those that its configuration or factory describes.
+
+        Raises:
+            BadInput: weights that are missing or of another shape.
+        """
+        stored = stored_settings(Path(path)).get("factory")
+        if stored is None:
+            load_pretrained(path, device_map="meta")
+        elif stored.get("function") in OWN:  # what the user must name, is not called for a check
+            check_module(allowed_factory(stored, None, f"model {path}"), Path(path))
 
     def save(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the model so that plain ``from_pretrained`` (or the factory and safetensors) gives the same outputs.

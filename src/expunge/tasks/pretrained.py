@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import nn
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
@@ -14,7 +15,7 @@ from expunge.errors import BadInput, Problem
 from expunge.tasks.causal_lm import config_of
 from expunge.tasks.factories import Factory
 from expunge.tasks.outcomes import Classes, Numbers, Outcome, class_names
-from expunge.tasks.storage import first_line, quiet
+from expunge.tasks.storage import by, check_complete, first_line, quiet
 
 WEIGHTS = "model.safetensors"
 # transformers' own words in ``architectures`` for the models that are served, and what loads them.
@@ -38,25 +39,27 @@ def config_or_none(path: str | Path) -> Any:
         return None
 
 
-def load_pretrained(path: str | Path) -> PreTrainedModel:
+def load_pretrained(path: str | Path, **how: Any) -> PreTrainedModel:
     """Load a transformers model for image or sequence classification.
 
+    Args:
+        path: folder or hub name.
+        how: further options of ``from_pretrained``.
+
     Raises:
-        BadInput: no such model, or weights that are missing or not safetensors.
+        BadInput: no such model, or weights that are missing, of another shape or not safetensors.
     """
     fix = "give a folder with config.json and *.safetensors, or the name of a model on the hub"
     try:
         loader = loader_of(config_of(path).to_dict()) or AutoModelForImageClassification
         with quiet():
             model, info = loader.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+                ignore_mismatched_sizes=True, **how,
+            )  # fmt: skip
     except Exception as error:
         raise BadInput(Problem(f"model {path}", f"cannot be loaded: {first_line(error)}", fix)) from error
-    # The library fills missing weights with random numbers; a model that is audited must be the one on disk.
-    if absent := sorted(info["missing_keys"]):
-        what = f"has no weights for {len(absent)} tensor(s): {', '.join(absent[:3])}"
-        raise BadInput(Problem(f"model {path}", what, "copy the folder again, or give the model it belongs to"))
+    check_complete(path, info)
     made: PreTrainedModel = model
     return made
 
@@ -71,9 +74,38 @@ def load_module(factory: Factory, folder: Path) -> nn.Module:
     try:
         load_model(model, str(folder / WEIGHTS))
     except Exception as error:
-        fix = f"give the folder that was written with {factory.function}"
-        raise BadInput(Problem(str(folder / WEIGHTS), f"cannot be loaded: {first_line(error)}", fix)) from error
+        raise _not_its_weights(factory, folder, _of_state(error)) from error
     return model.eval()
+
+
+def check_module(factory: Factory, folder: Path) -> None:
+    """Refuse weights in a folder that are not those of the module that a factory makes, without reading them.
+
+    Raises:
+        BadInput: weights that are missing or of another shape, or a file that cannot be read.
+    """
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as stored:
+            found = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise _not_its_weights(factory, folder, first_line(error)) from error
+    for name, weight in factory.make(0).state_dict().items():
+        if name not in found:
+            raise _not_its_weights(factory, folder, f"it has no {name}")
+        if found[name] != tuple(weight.shape):
+            said = f"{name} is {by(found[name])}, and the module's {by(weight.shape)}"
+            raise _not_its_weights(factory, folder, said)
+
+
+def _not_its_weights(factory: Factory, folder: Path, why: str) -> BadInput:
+    fix = f"give the folder that was written with {factory.function} and these arguments"
+    return BadInput(Problem(str(folder / WEIGHTS), f"cannot be loaded: {why}", fix))
+
+
+def _of_state(error: Exception) -> str:
+    """Return what a module says of weights that are not its own: after a heading, a line for each."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1] if lines[0].startswith("Error(s) in loading") and len(lines) > 1 else first_line(error)
 
 
 def outcome_for(model: Any, given: Outcome | Sequence[str] | None) -> Outcome:

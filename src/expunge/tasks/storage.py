@@ -122,6 +122,34 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def check_complete(path: str | Path, info: Mapping[str, Any]) -> None:
+    """Refuse a model that transformers filled with random numbers where the weights on disk do not fit.
+
+    Args:
+        path: where it was loaded from.
+        info: what ``from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True)`` says.
+
+    Raises:
+        BadInput: weights that are missing, or of another shape than ``config.json`` says.
+    """
+    problems = []
+    if absent := sorted(info["missing_keys"]):
+        what = f"has no weights for {len(absent)} tensor(s): {', '.join(absent[:3])}"
+        problems.append(Problem(f"model {path}", what, "copy the folder again, or give the model it belongs to"))
+    if other := sorted(info["mismatched_keys"]):
+        name, found, expected = other[0]
+        shapes = f"{by(found)}, and config.json says {by(expected)}"
+        what = f"has {len(other)} tensor(s) of another shape than its configuration: {name} is {shapes}"
+        problems.append(Problem(f"model {path}", what, "put the config.json beside the weights that belongs to them"))
+    if problems:
+        raise BadInput(problems)
+
+
+def by(shape: Iterable[int]) -> str:
+    """Return a shape in words: 2 x 3."""
+    return " x ".join(map(str, shape))
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
