@@ -303,9 +303,10 @@ def tiny_modules() -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """Paths of a model and of the three example sets."""
+    """Paths of a model, of another one that never saw the forget set, and of the three example sets."""
 
     model: Path
+    oracle: Path
     forget: Path
     retain: Path
     holdout: Path
@@ -335,11 +336,13 @@ def files(
 ) -> Files:
     """A model folder and a request in files, small enough that a whole job takes a second."""
     folder = tmp_path_factory.mktemp("job")
-    model, _ = tiny_model("llama", vocab=len(tiny_tokenizer))
-    model.save_pretrained(folder / "model")
-    tiny_tokenizer.save_pretrained(folder / "model")
+    for seed, name in enumerate(("model", "oracle")):
+        model, _ = tiny_model("llama", vocab=len(tiny_tokenizer), seed=seed)
+        model.save_pretrained(folder / name)
+        tiny_tokenizer.save_pretrained(folder / name)
     return Files(
         folder / "model",
+        folder / "oracle",
         _write(folder / "forget.jsonl", "Zoë", 10),
         _write(folder / "retain.jsonl", "Tomas", 12),
         _write(folder / "holdout.jsonl", "Mirela", 10),

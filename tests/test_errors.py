@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from expunge.errors import BadInput, Diverged, Problem, collected, tried
+from expunge.errors import BadInput, Diverged, Problem, collected, in_our_words, tried
 
 ONE, OTHER = Problem("a", "is wrong", "change it"), Problem("b", "is wrong too", "leave it out")
 
@@ -28,3 +28,9 @@ def test_other_errors_pass() -> None:
     with pytest.raises(Diverged), collected(problems):
         fail(Diverged("at step 3"))
     assert problems == []
+
+
+def test_what_pydantic_says_is_put_in_our_words() -> None:
+    assert in_our_words("Value error, Give two") == "give two"
+    assert in_our_words("Input should be a valid tuple") == "input should be a list, such as [1, 2]"
+    assert in_our_words("Input should be a valid dictionary") == "input should be keys with values"

@@ -77,6 +77,13 @@ def tried(problems: list[Problem], where: str, call: Callable[[], T]) -> T | Non
     return None
 
 
+def in_our_words(message: str) -> str:
+    """Return what pydantic says of a value, without what only its own users know."""
+    message = message.removeprefix("Value error, ").replace("a valid tuple", "a list, such as [1, 2]")
+    message = message.replace("a valid dictionary", "keys with values")
+    return message[:1].lower() + message[1:]
+
+
 class UnsupportedModel(BadInput):
     """A model that this operation cannot work with, and what it looked for."""
 

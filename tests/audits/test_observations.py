@@ -38,6 +38,14 @@ def rows(*pairs: tuple[str, str], **columns: list[Any]) -> Dataset:
     return Dataset.from_dict({**data, **columns})
 
 
+def test_a_model_with_other_tokens_is_refused(make_lm: Callable, make_examples: Callable) -> None:
+    request, one, other = DeletionRequest(make_examples(range(2))), make_lm(), make_lm(seed=1)
+    assert Observations({"unlearned": one, "oracle": other}, request).oracles == ["oracle"]
+    other.tokenizer.add_tokens(["one-more"])
+    with pytest.raises(BadInput, match="model 'oracle': has another tokenizer than the one under audit"):
+        Observations({"unlearned": one, "oracle": other}, request)
+
+
 def test_each_distinct_sequence_runs_once(scripted: Callable, make_examples: Callable) -> None:
     """4 forget examples have 4 answers, 4 x 3 wrong answers and 4 rephrased prompts; 4 retain answers more: 24.
 

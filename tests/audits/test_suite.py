@@ -70,6 +70,7 @@ def test_every_wrong_name_and_setting_is_said_before_any_compute(scripted: Calla
                 "membership": {"kk": 0.2, "k": 7.0},
                 "perplexity": {"text": "no/such/file.txt"},
                 "rouge": {"words": "latin"},
+                "gcgg": {},
             },
         )
     text = str(error.value)
@@ -78,7 +79,8 @@ def test_every_wrong_name_and_setting_is_said_before_any_compute(scripted: Calla
     assert "membership: kk: is not a setting -> did you mean k?" in text
     assert "k: input should be less than or equal to 1 (given: 7.0)" in text
     assert "is not a file" in text
-    assert "settings of 'rouge': is not run" in text
+    assert "settings of 'rouge': is not run -> ask for it too (--audit rouge)" in text
+    assert "settings of 'gcgg': is not an audit -> did you mean gcg?" in text
     assert not model.score_calls
     assert error.value.exit_code == 2
 

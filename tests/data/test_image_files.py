@@ -57,7 +57,7 @@ def test_what_is_no_picture_is_named(folder: Path) -> None:
     problems = ProblemList()
     assert len(list(image_rows(folder, problems))) == 3
     text = "\n".join(map(str, problems.all()))
-    assert "cat/4.png is not a picture" in text
+    assert "cat/4.png is not a picture -> copy it again" in text
     assert "5.png lies in no folder" in text
 
 

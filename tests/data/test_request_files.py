@@ -22,6 +22,18 @@ def pair(letter: str, answer: str = "a") -> dict[str, str]:
     return {"question": letter, "answer": answer}
 
 
+def test_what_is_no_source_is_named(tmp_path: Path) -> None:
+    rows: Any = [pair("a")]
+    with pytest.raises(BadInput, match=r"forget: source: is a list -> .*Dataset\.from_list\(rows\)"):
+        read_request(rows)
+    nothing: Any = None
+    with pytest.raises(BadInput, match="forget: is None"):
+        read_request(nothing)
+    kind: Any = "table"
+    with pytest.raises(BadInput, match="inputs: 'table' is nothing that a model is given -> did you mean tabular"):
+        read_request(written(tmp_path / "f.jsonl", pair("a")), inputs=kind)
+
+
 def test_a_request_from_three_formats(tmp_path: Path) -> None:
     (tmp_path / "h.csv").write_text("question,answer\nh,a\n")
     request = read_request(

@@ -76,7 +76,11 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
 def test_missing_file_names_near_ones_and_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
     (tmp_path / "forget.jsonl").touch()
-    assert "did you mean forget.jsonl" in read(tmp_path / "forgot.jsonl")[1]
+    (tmp_path / "holdout.jsonl").touch()
+    assert "did you mean forget.jsonl?" in read(tmp_path / "forgot.jsonl")[1]
+    assert "check the path" in read(tmp_path / "zzz.jsonl")[1], "endings alone are no likeness"
+    monkeypatch.chdir(tmp_path.parent)
+    assert "did you mean forget.jsonl?" in read(f"{tmp_path.name}/forgt")[1], "this is no owner on the hub"
     assert "there is no folder" in read("nowhere/at/all.csv")[1]
     assert "no such file" in read("some data.csv")[1]
 

@@ -52,6 +52,18 @@ def test_unknown_names_are_met_with_near_ones(task: CausalLM, request_: Deletion
         unlearn(task, request_, "nop")
 
 
+def test_what_is_mixed_up_is_refused_by_name(task: CausalLM, request_: DeletionRequest, tmp_path: Path) -> None:
+    given: Any = ["beta"]
+    with pytest.raises(BadInput) as error:
+        unlearn(task, tmp_path, settings=given)  # type: ignore[arg-type]
+    assert [p.where for p in error.value.problems] == ["request", "settings"]
+    with pytest.raises(BadInput, match="method: is a int"):
+        unlearn(task, request_, 5)  # type: ignore[arg-type]
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="is a file -> give the name of a folder"):
+        unlearn(task, request_, folder=tmp_path / "file")
+
+
 def test_progress_and_log_reach_the_caller(task: CausalLM, request_: DeletionRequest, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     done = unlearn(

@@ -128,7 +128,7 @@ def test_a_model_that_merely_refuses_is_not_removed(
     assert found.verdict.result == "not removed"
     assert found.verdict.by_tests == "not removed"
     assert found.finding("relearning").status == "crashed"
-    assert any("Crashed: relearning." in note for note in found.report.notes)
+    assert any("Crashed: relearning (" in note for note in found.report.notes)
     assert {s.answers["unlearned"] for s in found.report.samples} == {"I cannot say."}
 
 
@@ -150,6 +150,12 @@ def test_everything_wrong_is_said_before_compute(ignorant: CausalLM, request_: D
         audit(ignorant, request_, audits=["ruge"])
     with pytest.raises(BadInput, match="removal_level"):
         audit(ignorant, request_, removal_level="total")
+    with pytest.raises(BadInput, match=r"request: is a str -> make one with expunge.read_request"):
+        audit(ignorant, "forget.jsonl")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"give a list: audits=\['rouge'\]"):
+        audit(ignorant, request_, audits="rouge")
+    with pytest.raises(BadInput, match="VerdictSettings"):
+        audit(ignorant, request_, verdict={"alpha": 0.01})  # type: ignore[arg-type]
     assert ignorant.cost.forwards == before
 
 

@@ -99,6 +99,16 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(files: Any, copie
     assert re.search(f"model {re.escape(str(small))}: {ids}", problem)
 
 
+def test_an_oracle_must_not_be_the_model_and_counts_once(files: Any, copied: Callable[[str], Path]) -> None:
+    (problem,) = said(**files.fields(oracle=[str(copied("again"))]))
+    assert f"again: has the same weights as the model {files.model}, which knows the forget set" in problem
+    (problem,) = said(**files.fields(oracle=[str(files.oracle), str(files.oracle)]))
+    assert f"has the same weights as the oracle {files.oracle}" in problem
+    fields = {"model": str(files.oracle), "original": str(files.model), "oracle": [str(files.oracle)]}
+    judged = {k: v for k, v in files.fields(**fields).items() if k != "settings"}
+    assert check(Recipe(**judged), None, "audit").method is None  # how a retrained model is judged
+
+
 def test_damaged_and_unknown_configurations_are_named(files: Any, copied: Callable[[str], Path]) -> None:
     file = copied("odd") / "config.json"
     config = json.loads(file.read_text())

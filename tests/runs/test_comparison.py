@@ -14,7 +14,7 @@ from expunge.runs.recipe import read_recipe
 
 
 def test_the_main_numbers_are_numbers_that_audits_give(files: Any, tmp_path: Path) -> None:
-    given = files.fields(oracle=[str(files.model)], original=str(files.model))
+    given = files.fields(oracle=[str(files.oracle)], original=str(files.model))
     fields = {k: v for k, v in given.items() if k not in ("settings", "audits")}
     recipe = read_recipe(None, fields, ["audits.relearning.steps=[0, 1]"], command="audit")
     found = run_audit_job(recipe, tmp_path / "a")

@@ -97,7 +97,7 @@ def test_a_guard_is_a_model_wherever_one_is_named(
 def test_from_files_to_a_model_a_verdict_and_a_report(recipe: RecipeOf, files: Any, tmp_path: Path) -> None:
     before = facts.weights_sha256(files.model)
     heard = Heard()
-    done = run(recipe(oracle=[str(files.model)], name="people"), tmp_path / "run", progress=heard)
+    done = run(recipe(oracle=[str(files.oracle)], name="people"), tmp_path / "run", progress=heard)
     out = tmp_path / "run"
     assert facts.weights_sha256(files.model) == before
     model = AutoModelForCausalLM.from_pretrained(out / "model", use_safetensors=True)
@@ -332,6 +332,17 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(
     heard = Heard()
     run(recipe(), tmp_path / "run", progress=heard)
     assert heard.trained == 0
+
+
+def test_what_was_asked_for_and_cannot_be_answered_is_said(recipe: RecipeOf, files: Any, tmp_path: Path) -> None:
+    heard = Heard()
+    done = run(recipe(audits=["multiple_choice", "forget_quality"], holdout=None), tmp_path / "run", progress=heard)
+    (warned,) = [p for p in heard.warnings if p.where.startswith("audit")]
+    assert str(warned).startswith("audit forget_quality: needs oracle, which is not given: it will say 'no data'")
+    assert any(note.startswith("multiple_choice has no data: ") for note in done.report.notes)
+    heard = Heard()
+    run(recipe(audits=None, holdout=None), tmp_path / "default", progress=heard)
+    assert not [p for p in heard.warnings if p.where.startswith("audit")]
 
 
 def test_retraining_makes_an_oracle_whose_cost_is_compared_with(recipe: RecipeOf, tmp_path: Path) -> None:

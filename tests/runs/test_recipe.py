@@ -169,6 +169,9 @@ def test_differences_are_named() -> None:
 
 def test_a_set_that_is_none_is_named_as_it_was_written(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
+        read_recipe(None, NEEDED, ["limits.retain=0"])
+    assert messages(error)[0].startswith("recipe: limits.retain: input should be greater than 0")
+    with pytest.raises(BadInput) as error:
         read_recipe(None, NEEDED, ["limits.foo=3", "splits.retian=x"])
     known = "known: forget, holdout, retain"
     assert messages(error) == [

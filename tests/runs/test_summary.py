@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from expunge.audits.base import Finding
+from expunge.audits.base import Evidence, Finding
 from expunge.methods import run
 from expunge.requests.request import DeletionRequest
 from expunge.runs import summary
@@ -84,9 +84,16 @@ def test_nothing_trained_is_no_curve() -> None:
 def test_crashed_audits_are_named() -> None:
     findings = [Finding("rouge", "crashed", note="x"), Finding("privleak", "no data")]
     assert summary.crash_notes(findings) == [
-        "Crashed: rouge. What would have been found is not known, so nothing is called removed or kept."
+        "Crashed: rouge (x). What would have been found is not known, so nothing is called removed or kept."
     ]
     assert summary.crash_notes(findings[1:]) == []
+
+
+def test_why_nothing_is_known_is_said_only_where_nothing_is() -> None:
+    silent = Finding("multiple_choice", "no data", note="the request has no choices")
+    assert summary.no_data_notes([silent]) == ["multiple_choice has no data: the request has no choices."]
+    known = Finding("rouge", "measured", evidence=(Evidence("rouge_recall", "forget", {}),))
+    assert summary.no_data_notes([silent, known]) == []
 
 
 def test_a_mask_is_part_of_what_forgetting_cost(tiny_predictor: Any, tiny_rows: Any) -> None:
@@ -117,3 +124,7 @@ def test_a_run_that_hardly_moved_says_what_to_change(
     notes = summary.still_notes({"result": result, "rows": rows}, train)
     assert bool(notes) == said
     assert all("learning_rate (now 1e-05)" in note and "epochs (now 10)" in note for note in notes)
+    short = train and {**train, "max_steps": 3}
+    assert all(
+        "max_steps (now 3; epochs: 10)" in n for n in summary.still_notes({"result": result, "rows": rows}, short)
+    )

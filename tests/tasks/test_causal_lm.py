@@ -357,7 +357,7 @@ def test_weights_of_another_shape_are_named(saved: Path) -> None:
 
 
 def test_a_run_folder_is_pointed_into(saved: Path) -> None:
-    with pytest.raises(BadInput, match="give .*model, the model in this run folder"):
+    with pytest.raises(BadInput, match=r"give .*model, the model in this run folder"):
         CausalLM.load(saved.parent)
 
 

@@ -108,7 +108,7 @@ class Observations:
             for name in models
             if not MODEL_NAME.fullmatch(name)
         ]
-        problems += _different_outcomes(models)
+        problems += _different_outcomes(models) + _different_tokens(models)
         if problems:
             raise BadInput(problems)
         self.models: dict[str, Any] = dict(models)
@@ -425,6 +425,20 @@ def _different_outcomes(models: Mapping[str, Any]) -> list[Problem]:
         for name, outcome in outcomes.items()
         if outcome != first
     ]  # fmt: skip
+
+
+def _different_tokens(models: Mapping[str, Any]) -> list[Problem]:
+    """Find models that cut texts into other tokens than the one under audit: losses per token are not comparable."""
+    # Only what is a tokenizer of its own: wrapped models pass on whatever they are asked for.
+    own_of = {name: getattr(model, "__dict__", {}).get("tokenizer") for name, model in models.items()}
+    first = own_of.get("unlearned")
+    problems = []
+    for name, own in own_of.items():
+        if first is None or own is None or own is first or own.get_vocab() == first.get_vocab():
+            continue
+        what = "has another tokenizer than the one under audit, so that losses per token cannot be compared"
+        problems.append(Problem(f"model '{name}'", what, "give a model with the same tokenizer"))
+    return problems
 
 
 def _key(prompt: Prompt, answer: str) -> Key:

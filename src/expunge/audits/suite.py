@@ -122,9 +122,10 @@ def select_audits(
             problems.append(Problem("audits", f"names '{name}' {names.count(name)} times", "name it once"))
     for name in settings:
         if name not in names:
-            known = [n for n in names if n in AUDITS.names()]
-            what = "is not run" if name in AUDITS.names() else "is not an audit"
-            problems.append(Problem(f"settings of '{name}'", what, near_names(name, known or AUDITS.names())))
+            what, fix = "is not an audit", near_names(name, AUDITS.names())
+            if name in AUDITS.names():
+                what, fix = "is not run", f"ask for it too (--audit {name}), or leave its settings out"
+            problems.append(Problem(f"settings of '{name}'", what, fix))
     for one in out:
         if kind not in one.tasks:
             problems.append(Problem("audits", f"'{one.id}' does not serve {kind}", f"it serves {', '.join(one.tasks)}"))

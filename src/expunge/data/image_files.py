@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from expunge.data.problems import ProblemList
 from expunge.data.text_files import Row
@@ -88,7 +88,9 @@ def _picture(source: str, number: int, name: str, data: bytes, problems: Problem
         with Image.open(io.BytesIO(data)) as picture:
             picture.verify()
     except Exception as error:  # the library fails in as many ways as there are formats
-        problems.add(source, f"{name} is not a picture: {error}", "copy it again, or leave it out", line=number)
+        # What it cannot tell at all it calls by the address of the buffer.
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        problems.add(source, f"{name} is not a picture{why}", "copy it again, or leave it out", line=number)
         return
     yield Row(source, number, {"image": {"bytes": data, "path": name}, "label": label})
 

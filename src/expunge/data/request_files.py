@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from expunge.data.columns import ALIASES
 from expunge.data.files import Duplicates, try_read_examples
 from expunge.data.labelled import NAMES, Inputs, try_read_labelled
 from expunge.data.sources import Source
 from expunge.errors import BadInput, Problem
+from expunge.registry import near_names
 from expunge.requests.request import ROLES, DeletionRequest, Scenario, request_problems
 
 
@@ -48,10 +49,15 @@ def read_request(
     Raises:
         BadInput: all problems of all sources, and the examples that two readable sources share, in one error.
     """
+    problems: list[Problem] = []
+    if inputs is not None and inputs not in get_args(Inputs):
+        fix = near_names(str(inputs), list(get_args(Inputs)))
+        raise BadInput(Problem("inputs", f"'{inputs}' is nothing that a model is given", fix))
+    if forget is None:
+        problems.append(Problem("forget", "is None", "say what is to be forgotten"))
     sources = {
         role: source for role, source in zip(ROLES, (forget, retain, holdout), strict=True) if source is not None
     }
-    problems: list[Problem] = []
     known = ALIASES if inputs is None else NAMES
     for key in columns or {}:
         role, dot, column = key.partition(".")

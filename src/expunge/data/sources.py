@@ -47,6 +47,10 @@ def _rows(source: Source, problems: ProblemList, split: str | None) -> Iterator[
     if isinstance(source, Dataset | DatasetDict):
         yield from _dataset_rows(source, IN_MEMORY, problems, split)
         return
+    if not isinstance(source, str | Path):
+        fix = "give a path, a hub name or a Dataset, such as datasets.Dataset.from_list(rows)"
+        problems.add("source", f"is a {type(source).__name__}", fix)
+        return
     path = Path(source).expanduser()
     if path.is_file():
         if split is not None:
@@ -149,9 +153,11 @@ def _folder_rows(path: Path, problems: ProblemList, split: str | None) -> Iterat
 
 def _hub_rows(name: str, problems: ProblemList, split: str | None) -> Iterator[Row]:
     path = Path(name).expanduser()
-    if path.suffix.lower() in (*SUFFIXES, *CODE_SUFFIXES) or not HUB_NAME.fullmatch(name):
-        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=3)
+    here = path.parent != Path(".") and path.parent.is_dir()  # a folder of this name is meant, not an owner
+    if here or path.suffix.lower() in (*SUFFIXES, *CODE_SUFFIXES) or not HUB_NAME.fullmatch(name):
+        # Endings are alike and say nothing of how alike two names are.
+        there = {entry.stem: entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else {}
+        near = [there[stem] for stem in difflib.get_close_matches(path.stem, there, n=3, cutoff=0.7)]
         what = "there is no such file or folder" if path.parent.is_dir() else f"there is no folder {path.parent}"
         fix = f"did you mean {' or '.join(near)}?" if near else "check the path"
         problems.add(name, f"{what} (and it cannot be a name on the hub)", fix)

@@ -9,7 +9,7 @@ from typing import Any
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import Method, ObjectiveMethod, Run, Unlearned, settle
 from expunge.registry import Registry
-from expunge.requests.request import DeletionRequest
+from expunge.requests.request import DeletionRequest, check_given
 from expunge.tasks.base import Task
 from expunge.tasks.loading import load_task
 from expunge.tasks.weights import check_values
@@ -44,6 +44,11 @@ def unlearn(
         BadInput: unknown method or setting, missing example set, wrong kind of model, or weights
             that are NaN or infinite. Nothing has been computed then.
     """
+    check_given(request, settings=settings)
+    if not isinstance(method, str | Method):
+        raise BadInput(Problem("method", f"is a {type(method).__name__}", "give the name of a method, or a method"))
+    if folder is not None and Path(folder).is_file():
+        raise BadInput(Problem(f"folder {folder}", "is a file", "give the name of a folder"))
     task = model if isinstance(model, Task) else load_task(model)
     for one in (task, oracle):
         if one is not None:

@@ -77,6 +77,24 @@ class DeletionRequest:
         return request_problems(self.sets(), scenario=self.scenario, known_fraction=self.known_fraction)
 
 
+def check_given(request: object, **mappings: object) -> None:
+    """Refuse what is no request, and options that are not keys with values: easily mixed up where nothing checks types.
+
+    Raises:
+        BadInput: all of it at once.
+    """
+    problems = [
+        Problem(name, f"is a {type(given).__name__}", "give a dict: {'key': value}")
+        for name, given in mappings.items()
+        if given is not None and not isinstance(given, Mapping)
+    ]
+    if not isinstance(request, DeletionRequest):
+        fix = "make one with expunge.read_request(forget, retain=..., holdout=...)"
+        problems.insert(0, Problem("request", f"is a {type(request).__name__}", fix))
+    if problems:
+        raise BadInput(problems)
+
+
 def request_problems(
     sets: Mapping[str, Dataset], *, scenario: str = "examples", known_fraction: float = 1.0
 ) -> list[Problem]:

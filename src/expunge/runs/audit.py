@@ -12,9 +12,10 @@ from datasets import Dataset
 from expunge.audits.base import Audit, Finding
 from expunge.audits.observations import Counts
 from expunge.audits.suite import AuditResult, run_audits
+from expunge.errors import BadInput, Problem
 from expunge.reports.html import write_html
 from expunge.reports.report import RunReport
-from expunge.requests.request import DeletionRequest
+from expunge.requests.request import DeletionRequest, check_given
 from expunge.runs import facts, summary
 from expunge.runs.models import AnyModel, gather, model_path, stated_level
 from expunge.runs.progress import Progress
@@ -103,6 +104,13 @@ def audit(
             Nothing has been computed then.
     """
     progress = progress or Progress()
+    check_given(request, settings=settings, limits=limits)
+    if isinstance(audits, str):
+        raise BadInput(Problem("audits", f"is the text '{audits}'", f"give a list: audits=['{audits}']"))
+    if isinstance(verdict, Mapping):
+        raise BadInput(Problem("verdict", "is a dict", "give expunge.verdict.VerdictSettings(alpha=0.01) or the like"))
+    if removal_level is not None:  # before anything is loaded
+        decide([], removal_level=removal_level, settings=verdict)
     if isinstance(oracles, str | Path) or not isinstance(oracles, Sequence):
         oracles = [oracles]
     progress.stage("loading models")
@@ -160,6 +168,6 @@ def conclude(
         audits=summary.audit_summaries(result.findings),
         samples=summary.samples(request, result.samples),
         cost={**report.cost, "proving": summary.proving_cost(result)},
-        notes=[*report.notes, *summary.crash_notes(result.findings)],
+        notes=[*report.notes, *summary.crash_notes(result.findings), *summary.no_data_notes(result.findings)],
     )
     return AuditReport(result.findings, verdict, result.counts, result.cost, full)

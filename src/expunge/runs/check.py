@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from expunge.audits.base import Audit
 from expunge.audits.suite import select_audits
 from expunge.data.columns import NO_COLUMN
 from expunge.data.request_files import read_request
@@ -142,7 +143,8 @@ def check(
     if request is not None:
         found = ground.once("preflight", named, call=lambda: _preflight(request, model))
         problems += [p for p in found if p.severity == "error"]
-        for problem in found:
+        asked = _unanswered(audits, recipe, request, command) if recipe.audits is not None else []
+        for problem in [*found, *asked]:
             if problem.severity == "warning" and progress is not None:
                 progress.warn(problem)
         if method is not None and model is not None:
@@ -167,6 +169,8 @@ def check(
         }
     )
     hashes = ground.once("hashes", named, call=lambda: _hashes(recipe, request))
+    if same := _same_weights(recipe, hashes, command):
+        raise BadInput(same)
     return Checked(resolved, request, verdict, method, hashes)
 
 
@@ -414,6 +418,38 @@ def _blind(recipe: Recipe, train: TrainSettings) -> list[Problem]:
              "keep": stop.keep != "last"}  # fmt: skip
     fix = "give stop.every a number of steps, or take the rule out"
     return [Problem(f"stop.{name}", "has no effect, because stop.every is 0", fix) for name, on in rules.items() if on]
+
+
+def _same_weights(recipe: Recipe, hashes: Mapping[str, str], command: Command) -> list[Problem]:
+    """Find oracles that cannot be ones: the model that knows the forget set, or one oracle given twice."""
+    knows = "original" if command == "audit" else "model"
+    seen = {}
+    if hashes.get(knows):
+        seen[hashes[knows]] = f"the model {getattr(recipe, knows)}, which knows the forget set"
+    problems = []
+    for number, path in enumerate(recipe.oracle, 1):
+        digest = hashes[f"oracle-{number}"]
+        if digest in seen:
+            what = f"has the same weights as {seen[digest]}"
+            problems.append(Problem(f"oracle {path}", what, "give a model that was trained without it, each once"))
+        elif digest:
+            seen[digest] = f"the oracle {path}"
+    return problems
+
+
+def _unanswered(audits: Sequence[Audit], recipe: Recipe, request: DeletionRequest, command: Command) -> list[Problem]:
+    """Warn of audits that were asked for by name and cannot say anything, because what they compare with is lacking."""
+    there = {*request.sets(), *(("oracle",) if recipe.oracle else ())}
+    there |= {"original"} if command == "unlearn" or recipe.original else set()
+    fixes = {"oracle": "--oracle MODEL", "original": "--original MODEL", "retain": "--retain FILE",
+             "holdout": "--holdout FILE"}  # fmt: skip
+    return [
+        Problem(f"audit {audit.id}", f"needs {need}, which is not given: it will say 'no data'",
+                f"give {fixes[need]}, or leave the audit out", "warning")
+        for audit in audits
+        for need in audit.needs
+        if need in fixes and need not in there
+    ]  # fmt: skip
 
 
 def _hashes(recipe: Recipe, request: DeletionRequest) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, in_our_words
 from expunge.registry import near_names
 from expunge.requests.request import Scenario
 
@@ -176,7 +176,8 @@ def _validate(
                 fix = f"change it ({Recipe.model_fields[parts[0]].description})"
                 if item["type"] == "literal_error":
                     fix = near_names(str(item["input"]), re.findall(r"'([^']*)'", item["msg"]))
-                problems.append(Problem(where, f"{_words(item['msg'])} (given: {item['input']!r:.80})", fix))
+                where = where.replace("audit_limits", "limits") if not line else where
+                problems.append(Problem(where, f"{in_our_words(item['msg'])} (given: {item['input']!r:.80})", fix))
         return None, wrong
 
 
@@ -188,10 +189,6 @@ def _whose(key: str) -> str:
     if key in TrainSettings.model_fields:
         return f"it is a setting of training: write it under `settings:`, or --set {key}=..."
     return near if near.startswith("did you mean") else f"{near}; settings of a method go under `settings:`"
-
-
-def _words(message: str) -> str:
-    return message[:1].lower() + message[1:]
 
 
 # ---- overrides -----------------------------------------------------------------------------------------------------

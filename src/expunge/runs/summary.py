@@ -111,12 +111,19 @@ def limit_notes(request: DeletionRequest, limits: Mapping[str, int], seed: int) 
 
 
 def crash_notes(findings: Sequence[Finding]) -> list[str]:
-    """Say which audits crashed, and what follows for the verdict."""
-    crashed = [f.audit for f in findings if f.status == "crashed"]
+    """Say which audits crashed and why, and what follows for the verdict."""
+    crashed = [f"{f.audit} ({f.note})" for f in findings if f.status == "crashed"]
     what = (
         f"Crashed: {', '.join(crashed)}. What would have been found is not known, so nothing is called removed or kept."
     )
     return [what] if crashed else []
+
+
+def no_data_notes(findings: Sequence[Finding]) -> list[str]:
+    """Say why each audit had nothing to say, where none at all speaks of the forget set."""
+    if any(evidence.about == "forget" for f in findings for evidence in f.evidence):
+        return []
+    return [f"{f.audit} has no data: {f.note}." for f in findings if f.status == "no data"]
 
 
 def still_notes(verdict: Mapping[str, Any], train: Mapping[str, Any] | None) -> list[str]:
@@ -131,10 +138,12 @@ def still_notes(verdict: Mapping[str, Any], train: Mapping[str, Any] | None) -> 
     ]
     if not train or verdict.get("result") != "not removed" or not left or min(x or 0.0 for x in left) < HARDLY:
         return []
+    longer = f"epochs (now {train['epochs']:g})"
+    if train.get("max_steps"):
+        longer = f"max_steps (now {train['max_steps']:g}; epochs: {train['epochs']:g})"
     return [
         f"Training hardly changed what the model knows of the forget set: at least {HARDLY:.0%} is left on every test "
-        f"that tells. Train harder: raise learning_rate (now {train['learning_rate']:g}) or epochs (now "
-        f"{train['epochs']:g})."
+        f"that tells. Train harder: raise learning_rate (now {train['learning_rate']:g}) or {longer}."
     ]
 
 

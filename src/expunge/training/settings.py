@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
-from expunge.errors import Problem
+from expunge.errors import Problem, in_our_words
 from expunge.registry import near_names
 
 
@@ -119,7 +119,7 @@ def wrong_settings(model: type[BaseModel], error: ValidationError, where: str = 
         field = owner.model_fields.get(last)
         about = f" ({field.description})" if field is not None and field.description else ""
         # A value that is none of several kinds is one mistake.
-        said = ", or ".join(dict.fromkeys(one["msg"][:1].lower() + one["msg"][1:] for one in items))
+        said = ", or ".join(dict.fromkeys(in_our_words(one["msg"]) for one in items))
         given = "" if item["type"] == "missing" else f" (given: {item['input']!r:.80})"
         problems.append(Problem(f"{where}{key}", f"{said}{given}", f"change it{about}"))
     return problems
