@@ -227,6 +227,20 @@ def test_a_tokenizer_without_offsets_falls_back_to_the_prompt_alone() -> None:
     assert all(tokens[-1] == 1 for tokens in encoded.tokens)
 
 
+def test_a_tokenizer_without_offsets_that_closes_every_text_leaves_the_answer_whole() -> None:
+    class Closing(SlowTokenizer):
+        def __call__(self, texts: Any, **options: Any) -> dict[str, Any]:
+            found = super().__call__(texts, **options)["input_ids"]
+            return {"input_ids": [*found, self.eos_token_id] if isinstance(texts, str) else found}
+
+    plain, closing = (TextEncoder(made()) for made in (SlowTokenizer, Closing))  # type: ignore[arg-type]
+    pairs = [("who was it ?", "it was Tomas"), ("", "only this text")]
+    one, other = plain.encode(pairs), closing.encode(pairs)
+    assert other.starts == one.starts == [4, 1]
+    assert [t.tolist() for t in other.tokens] == [t.tolist() for t in one.tokens]
+    assert closing.encode_lengths(*zip(*pairs, strict=True)) == plain.encode_lengths(*zip(*pairs, strict=True))
+
+
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     tokenizer: Any = SimpleNamespace(eos_token_id=None, pad_token_id=None, chat_template=None)
     with pytest.raises(BadInput, match="end-of-sequence"):

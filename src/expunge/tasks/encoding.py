@@ -348,7 +348,9 @@ class TextEncoder:
                 rows = self.tokenizer(texts, **options)["input_ids"]
                 heads = self.tokenizer([rendered[i][0][: rendered[i][1]] or " " for i in where], **options)["input_ids"]
                 for i, row, head in zip(where, rows, heads, strict=True):
-                    out[i] = (list(row), len(head) if rendered[i][1] else 0)
+                    # Some tokenizers close every text; what goes on is not closed there.
+                    closed = len(head) > 1 and head[-1] == self.eos_id
+                    out[i] = (list(row), len(head) - closed if rendered[i][1] else 0)
         return [o for o in out if o is not None]
 
     def ends(self, text: str, from_chat: bool) -> tuple[list[int], list[int]]:
