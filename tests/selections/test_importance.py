@@ -180,3 +180,8 @@ def test_language_models_are_measured_per_sequence(make_task: Any, request_: Any
     drawn = [squared_gradients(task, encoded, parameters, kind="fisher", seed=s) for s in (1, 1, 2)]
     assert all(torch.equal(drawn[0][n], drawn[1][n]) for n in parameters)
     assert any(not torch.equal(drawn[0][n], drawn[2][n]) for n in parameters)
+    # What is drawn for an example does not depend on where it stands.
+    backwards = encoded.take(range(len(encoded))[::-1])
+    again = squared_gradients(task, backwards, parameters, kind="fisher", seed=1)
+    for key, value in drawn[0].items():
+        torch.testing.assert_close(again[key], value, atol=1e-8, rtol=1e-3)

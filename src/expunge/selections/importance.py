@@ -8,6 +8,7 @@ elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,8 +83,9 @@ def squared_gradients(
             - "example": ``1/N sum_x (d l(x) / d theta)^2``, ``l`` the loss of one example, averaged over its tokens.
             - "batch": ``1/#batches sum_B (d mean_B l / d theta)^2``, batches of ``batch_size`` in the given order.
             - "fisher": ``1/N sum_x sum_c p(c|x) (d -log p(c|x) / d theta)^2``, the model's own distribution in the
-              place of the labels. For language models one answer per position is drawn (by ``seed``) instead of summed
-              over; for D numbers the distribution is a Gaussian of variance D/2, whose loss is the mean squared error.
+              place of the labels. For language models one answer per position is drawn (by ``seed`` and example id)
+              instead of summed over; for D numbers the distribution is a Gaussian of variance D/2, whose loss is the
+              mean squared error.
         batch_size: of "batch".
         seed: of the draws.
         passes: of "fisher", the most backward passes per example. With more classes than this, the sum over them is
@@ -98,12 +100,18 @@ def squared_gradients(
             step = batch_size
             batches = [list(range(k, min(k + step, len(encoded)))) for k in range(0, len(encoded), step)]
             return _averaged(parameters, (_gradient(task, encoded.take(b), parameters) for b in batches), len(batches))
-        generator = torch.Generator().manual_seed(seed)
         if isinstance(task, Predictor):
+            generator = torch.Generator().manual_seed(seed)
             return _of_predictor(task, encoded, parameters, partial(_losses, task, kind, generator, passes))
-        draw = generator if kind == "fisher" else None
-        singles = (_gradient(task, encoded.take([i]), parameters, draw) for i in range(len(encoded)))
+        draws = (_luck(seed, identity) if kind == "fisher" else None for identity in encoded.ids)
+        singles = (_gradient(task, encoded.take([i]), parameters, draw) for i, draw in enumerate(draws))
         return _averaged(parameters, singles, len(encoded))
+
+
+def _luck(seed: int, identity: str) -> torch.Generator:
+    """Return a generator that depends on seed and example id alone, and not on which examples came before."""
+    digest = hashlib.blake2b(f"{seed}\x1f{identity}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") % 2**63)
 
 
 def _averaged(
