@@ -58,6 +58,20 @@ def test_scores_of_the_released_code_by_loops(pooled: bool) -> None:
         assert offline[k] == pytest.approx(-alone)
 
 
+def test_offline_ranks_go_on_where_the_score_is_one() -> None:
+    inside = draw_halves(["a", "b", "c", "d"], {}, 8, 0)
+    shadows = np.random.default_rng(0).normal(size=(8, 4))
+    observed = np.array([30.0, 60.0, -1.0, 0.5])
+    score = lira_scores(observed, shadows, inside, "offline")
+    assert score[0] == score[1] == 1.0
+    ranked = Lira()._scores(observed, shadows, inside, "offline")
+    assert ranked.argsort().tolist() == [2, 3, 0, 1]
+    np.testing.assert_allclose(stats.norm.cdf(ranked), score)
+    assert Lira(Lira.Config(parity=True))._scores(observed, shadows, inside, "offline").tolist() == (
+        lira_scores(observed, shadows, inside, "offline", parity=True).tolist()
+    )
+
+
 def test_offline_the_released_code_calls_what_is_unusually_unlikely_a_member() -> None:
     inside = draw_halves(list("ab"), {}, 8, 0)
     shadows = np.random.default_rng(0).normal(size=(8, 2))

@@ -94,12 +94,25 @@ def lira_scores(
         raise ValueError(f"every example needs at least {least} shadow(s) with and without it")
     if parity:
         return released_lira_scores(observed, shadows, inside, mode, pooled)
-    mean_out, deviation_out = _gaussian(shadows, ~inside, pooled)
     if mode == "offline":
-        return np.asarray(stats.norm.cdf((observed - mean_out) / deviation_out))
+        return np.asarray(stats.norm.cdf(deviations(observed, shadows, inside, pooled)))
+    mean_out, deviation_out = _gaussian(shadows, ~inside, pooled)
     mean_in, deviation_in = _gaussian(shadows, inside, pooled)
     ratio = stats.norm.logpdf(observed, mean_in, deviation_in) - stats.norm.logpdf(observed, mean_out, deviation_out)
     return np.asarray(ratio)
+
+
+def deviations(observed: Array, shadows: Array, inside: Mask, pooled: bool = True) -> Array:
+    """Return ``(x - mean_out) / deviation_out`` of each example, [n].
+
+    It orders examples as the offline score does, which is its ``Phi``, and goes on telling them apart where that is 1
+    in float64, from 8.3 on.
+
+    Args:
+        observed, shadows, inside, pooled: as for ``lira_scores``.
+    """
+    mean, deviation = _gaussian(shadows, ~inside, pooled)
+    return np.asarray((observed - mean) / deviation)
 
 
 def released_lira_scores(
@@ -281,6 +294,8 @@ class Lira(Audit):
         return found.reshape(*said.shape[:-1], found.shape[-1])
 
     def _scores(self, observed: Array, shadows: Array, inside: Mask, mode: str) -> Array:
+        if mode == "offline" and not self.config.parity:
+            return deviations(observed, shadows, inside, self.config.pooled)
         return lira_scores(observed, shadows, inside, mode, self.config.pooled, self.config.parity)  # type: ignore[arg-type]
 
     def _keep(self, values: Values, pool: Pool, model: str, name: str, scores: Array) -> None:
