@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from expunge.verdict.calibration import World, error_rates, pairs_table, simulate, table
@@ -31,6 +33,12 @@ def test_error_rates_hold(world):
     assert rate(simulate(RUNS // 2, world, knows=0.5), "removed") <= LIMIT
     assert rate(simulate(RUNS // 4, world, untouched=True), "not removed") == 1.0
     assert rate(simulate(RUNS // 4, world, broken=1.0), "not removed") >= 0.95
+
+
+def test_a_retrain_that_meets_the_unknown_in_a_way_of_its_own_is_spared_where_a_holdout_shows_it():
+    world = World(statistics=3, oracles=3, examples=200)
+    assert rate(simulate(RUNS, world, unlike=1.0), "not removed") <= LIMIT
+    assert rate(simulate(RUNS // 4, replace(world, holdout=False), unlike=1.0), "not removed") >= 0.95
 
 
 def test_a_leak_as_large_as_the_margin_is_rarely_called_removed():

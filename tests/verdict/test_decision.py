@@ -121,6 +121,46 @@ def test_unknown_level_and_unknown_setting_are_refused():
         VerdictSettings(alfa=0.05)
 
 
+# ---- a training seed that meets the unknown in a way of its own
+
+
+def short_of(forget: float, unseen: float, retain: float, *, measured: bool = True):
+    """A verdict on a model that falls short of never having known on these sets."""
+    oracles = {f"oracle{k}": 7 + i for i, k in enumerate(("", "-2", "-3"))}
+    control = {"unlearned": values(UNKNOWN - unseen, 5, prefix="h"), "original": values(UNKNOWN, 6, prefix="h")}
+    control |= {name: values(UNKNOWN, seed, prefix="h") for name, seed in oracles.items()}
+    about = evidence(UNKNOWN - forget, oracles=3, control=control if measured else {})
+    return decide([about, evidence(KNOWN - retain, oracles=3, about="retain")])
+
+
+def test_a_shortfall_on_everything_unseen_is_not_held_against_a_model_that_keeps_the_rest():
+    verdict = short_of(0.6, 0.6, 0.0)
+    assert verdict.retained == "kept"
+    assert verdict.result == "inconclusive"
+    assert verdict.rows[0].result == "inconclusive"
+    assert "another training seed" in verdict.rows[0].note
+
+
+@pytest.mark.parametrize("unseen", [0.0, 0.1, 0.3])
+def test_a_shortfall_that_singles_out_the_forget_set_is_suppression(unseen):
+    verdict = short_of(0.6, unseen, 0.0)
+    assert verdict.retained == "kept"
+    assert verdict.result == "not removed"
+    assert verdict.rows[0].direction == "suppression"
+    assert "another training seed" not in verdict.rows[0].note
+
+
+def test_a_shortfall_that_damages_the_rest_or_has_no_holdout_is_suppression():
+    assert short_of(0.6, 0.6, 0.6).result == "not removed"
+    assert short_of(0.6, 0.6, 0.0, measured=False).result == "not removed"
+
+
+@given(st.floats(0.3, 0.8), st.floats(-0.6, 0.6))
+@settings(max_examples=15)
+def test_a_leak_is_never_explained_by_the_holdout(known, unseen):
+    assert short_of(-known, -unseen, 0.0).result == "not removed"
+
+
 # ---- what was not measured
 
 

@@ -62,6 +62,7 @@ def simulate(
     knows: float = 0.0,
     untouched: bool = False,
     broken: float = 0.0,
+    unlike: float = 0.0,
     removal_level: str = "approximate",
     settings: VerdictSettings | None = None,
     seed: int = 0,
@@ -74,6 +75,8 @@ def simulate(
         knows: share of the gap that the tested model keeps: 0 is an independent retrain, 1 knows everything.
         untouched: the tested model is the original itself.
         broken: how far below not knowing the model lies on everything, in gaps.
+        unlike: how far below the others it lies on all that it never saw, in gaps, while it is tested and found to keep
+            what had to stay: a training seed that meets the unknown in a way of its own.
         removal_level: passed on to ``decide``.
         settings: passed on to ``decide``.
         seed: of the draws.
@@ -81,7 +84,9 @@ def simulate(
     world = world or World()
     rng = np.random.default_rng(seed)
     return [
-        decide(_draw(world, rng, knows, untouched, broken), removal_level=removal_level, settings=settings)
+        decide(
+            _draw(world, rng, knows, untouched, broken, unlike=unlike), removal_level=removal_level, settings=settings
+        )
         for _ in range(runs)
     ]
 
@@ -157,6 +162,7 @@ def _draw(
     untouched: bool,
     broken: float,
     second: float | None = None,
+    unlike: float = 0.0,
 ) -> list[Evidence]:
     n, s = world.examples, world.statistics
     effect = world.example_sd * rng.normal(size=(s, 2 * n))  # forget examples, then holdout examples
@@ -171,12 +177,18 @@ def _draw(
         return np.asarray(effect + knowledge * known + world.seed_sd * shift + world.noise_sd * noise)
 
     original = model(1.0)
-    models = {"original": original, "unlearned": original if untouched else model(knows) - broken}
+    models = {"original": original, "unlearned": original if untouched else model(knows) - broken - unlike}
     models |= {"oracle" if k == 0 else f"oracle-{k + 1}": model(0.0) for k in range(world.oracles)}
     if second is not None:
         models[_SECOND] = model(second)
     groups = {f"{i:04d}": f"g{i // world.group_size:04d}" for i in range(2 * n)} if world.group_size > 1 else {}
-    return [
+    kept: list[Evidence] = []
+    if unlike:
+        # What all of them know.
+        level = 1 + world.example_sd * rng.normal(size=n)
+        there = {name: _by_id(level + world.noise_sd * rng.normal(size=n), 2 * n) for name in models}
+        kept = [Evidence("statistic_0", "retain", there, {}, "high")]
+    return kept + [
         Evidence(
             f"statistic_{j}",
             "forget",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,6 +36,7 @@ class Comparison:
         means: "unlearned", "baseline" and "original" where there is one, in the statistic's own unit.
         difference: unlearned minus baseline, or None where there is no test.
         control_shift: unlearned minus original on the holdout, where the holdout is the baseline.
+        beyond_unseen: the difference less the same one on the holdout, which no model saw; None where not measured.
         gap: original minus baseline (for the retain set: the knowledge that could be lost), or None.
         margin: how large a difference counts as none, or None.
         blocked: why the statistic could not be tested; blocks the verdict "removed".
@@ -53,6 +54,7 @@ class Comparison:
     means: Mapping[str, float] | None = None
     difference: Difference | None = None
     control_shift: Difference | None = None
+    beyond_unseen: Difference | None = None
     gap: float | None = None
     margin: Margin | None = None
     blocked: str = ""
@@ -118,7 +120,10 @@ def _compare_with_oracles(evidence: Evidence, sign: int, settings: VerdictSettin
     noise = SeedNoise.of(evidence, names, each, settings)
     means = {"unlearned": float(unlearned.mean()), "baseline": float(baseline.mean())}
     notes = (units.note,) if units.note else ()
-    so_far = Comparison(evidence, sign, "oracle", units.kind, units.n, means, ignorance=means["baseline"], notes=notes)
+    so_far = Comparison(
+        evidence, sign, "oracle", units.kind, units.n, means, ignorance=means["baseline"], notes=notes,
+        beyond_unseen=_beyond_unseen(evidence, sign * (unlearned - baseline), names, sign, settings),
+    )  # fmt: skip
     if not evidence.values.get("original"):
         margin = _margin_without_original(noise, spread, settings)
         difference = paired(sign * (unlearned - baseline), margin.value)
@@ -136,6 +141,20 @@ def _compare_with_oracles(evidence: Evidence, sign: int, settings: VerdictSettin
         uninformative=_no_gap(paired(sign * (original - baseline)), spread, noise.df == 0, settings),
         notes=notes + _wrong_way(gap),
     )
+
+
+def _beyond_unseen(
+    evidence: Evidence, here: NDArray[np.float64], names: Sequence[str], sign: int, settings: VerdictSettings
+) -> Difference | None:
+    """Return the difference on the forget set less that on the holdout, where all of these models were measured."""
+    control = evidence.control
+    if not control.get("unlearned") or any(
+        control.get(name, {}).keys() != control["unlearned"].keys() for name in names
+    ):
+        return None
+    units = Units(list(control["unlearned"]), evidence.groups, settings.minimum_groups)
+    level = np.stack([units(control[name]) for name in names]).mean(0)
+    return _two(1, here, sign * (units(control["unlearned"]) - level))
 
 
 def _compare_with_holdout(evidence: Evidence, sign: int, settings: VerdictSettings) -> Comparison:

@@ -65,8 +65,9 @@ def decide(
     forget = [compare(e, settings) for e in evidence if e.about == "forget"]
     ignorance = {c.evidence.statistic: c.ignorance for c in forget if c.ignorance is not None}
     retain = [compare(e, settings, ignorance.get(e.statistic)) for e in evidence if e.about == "retain"]
-    forget_rows = _judge(forget, settings)
     retain_rows = _judge(retain, settings)
+    intact = {row.result for row in retain_rows} & {"kept", "damaged"} == {"kept"}
+    forget_rows = _judge(forget, settings, intact)
     by_tests, reasons = _conclude(forget_rows, forget, settings)
     if crashed:
         reasons.insert(0, f"{wording.broken_down(crashed)}; repair what is wrong, or leave them out")
@@ -98,12 +99,18 @@ def decide(
     return replace(verdict, sentence=wording.sentence(verdict), retained_sentence=wording.retained_sentence(verdict))
 
 
-def _judge(comparisons: Sequence[Comparison], settings: VerdictSettings) -> list[Row]:
-    """Test all statistics about one set, with Holm's correction over each of the two families."""
+def _judge(comparisons: Sequence[Comparison], settings: VerdictSettings, intact: bool = False) -> list[Row]:
+    """Test all statistics about one set, with Holm's correction over each of the two families.
+
+    Args:
+        comparisons: all about that set.
+        settings: error rates.
+        intact: whether the model is shown to keep what had to stay, and nowhere to have lost it.
+    """
     tested = [c for c in comparisons if not c.uninformative]
     # a statistic drowned in seed noise cannot show equivalence, and must not stand in the way of those that can
     able = [c for c in tested if not (c.margin and c.margin.drowned)]
-    raw = {id(c): _p_values(c, settings) for c in tested}
+    raw = {id(c): _p_values(c, settings, intact) for c in tested}
     different = dict(zip(raw, holm([raw[id(c)][1] for c in tested]), strict=True))
     equivalent = dict(zip(map(id, able), holm([raw[id(c)][0] for c in able]), strict=True))
     rows = []
@@ -117,11 +124,30 @@ def _judge(comparisons: Sequence[Comparison], settings: VerdictSettings) -> list
         row = replace(row, p_equivalent=p_same, p_different=p_other, p_different_raw=raw[id(c)][1])
         if p_same is not None:
             row = replace(row, p_equivalent_raw=raw[id(c)][0])
+        if intact and _p_alike(c) > settings.alpha >= _p_values(c, settings, False)[1]:
+            c = replace(c, notes=(_ALIKE, *c.notes))
         rows.append(_decide_row(row, c, p_same, p_other, len(tested), settings))
     return rows
 
 
-def _p_values(c: Comparison, settings: VerdictSettings) -> tuple[float, float]:
+_ALIKE = (
+    "worse than never having known, and as much worse on the holdout set, which no model saw, while what had to stay "
+    "is kept: another training seed does that too, so it is not held against the model"
+)
+
+
+def _p_alike(c: Comparison) -> float:
+    """p of "it falls short of never having known no more on the forget set than on examples that nobody saw".
+
+    A training seed that meets the unknown in a way of its own does so on both sets; suppression singles out what was to
+    be forgotten, or breaks what was to stay as well. 0 where that is no explanation: a leak, or no holdout set.
+    """
+    if c.difference is None or c.margin is None or c.beyond_unseen is None or c.difference.value >= 0:
+        return 0.0
+    return p_below(c.beyond_unseen, -c.margin.value)
+
+
+def _p_values(c: Comparison, settings: VerdictSettings, intact: bool) -> tuple[float, float]:
     """p of "no different" and of "different" for one statistic, before correction; 1 and 1 if nothing was measured."""
     if c.blocked or c.difference is None or c.margin is None:
         return 1.0, 1.0
@@ -131,6 +157,7 @@ def _p_values(c: Comparison, settings: VerdictSettings) -> tuple[float, float]:
     else:
         same = p_equivalent(difference, margin)
         other = max(p_different(difference, margin), p_from_seeds(difference.value, c.margin))
+        other = max(other, _p_alike(c) if intact else 0.0)
         if c.control_shift is not None:
             # a broken model treats everything as unseen: the holdout must also still be read as the original reads it
             same = max(same, p_above(c.control_shift, -margin))
