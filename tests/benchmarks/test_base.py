@@ -34,11 +34,12 @@ def test_what_is_not_given_keeps_its_default() -> None:
 
 
 def test_everything_wrong_is_said_by_its_name_on_the_command_line() -> None:
-    given = {"seeds": ["1,x"], "audited": "7", "share": "2", "jobs": "0", "splt": ["a"]}
+    given = {"seeds": ["1,x"], "audited": "7", "share": "2", "jobs": "0", "splt": ["a"], "methods": ["npo,npoo"]}
     with pytest.raises(BadInput) as caught:
         read_options(Some, given)
     said = {p.where: p for p in caught.value.problems}
-    assert set(said) == {"--seeds", "--audited", "--share", "--jobs", "splt"}
+    assert set(said) == {"--seeds", "--audited", "--share", "--jobs", "splt", "--methods"}
+    assert str(said["--methods"]) == "--methods: 'npoo' is not a method -> did you mean npo?"
     assert said["--seeds"].what == "'x' is not a whole number"
     assert said["--audited"].fix == "rows that audits read"
     assert "8" in said["--audited"].what

@@ -97,7 +97,7 @@ def test_training_that_breaks_down_leaves_with_1_and_a_report(files: Any, tmp_pa
     code, out, err = call(*given, "--set", "clip_norm=null", "--json")
     assert code == 1
     assert json.loads(out)["diverged"] is True
-    assert "the model is the last good one" in err
+    assert "the model is the original, unchanged, because training stopped: diverged" in " ".join(err.split())
 
 
 def test_ctrl_c_says_how_to_go_on(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

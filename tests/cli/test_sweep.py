@@ -62,6 +62,31 @@ def test_what_the_user_can_correct_leaves_with_2(args: tuple[str, ...], part: st
     assert not (tmp_path / "out").exists()
 
 
+def test_everything_wrong_with_a_sweep_is_said_at_once(recipe: str, tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "out"))
+    wrong = (
+        "--methods",
+        "npoo",
+        "--seeds",
+        "a",
+        "--level",
+        "orakle",
+        "--on",
+        "rougee/x",
+        "--keep",
+        "y",
+        "--set",
+        "z=1",
+    )
+    done = call("sweep", recipe, *out, *wrong, "--json")
+    assert done.exit_code == 2
+    found = [problem["where"] for problem in json.loads(done.stdout)["problems"]]
+    assert set(found) == {"--level", "--on", "--keep", "--seeds", "--methods"}
+    done = call("sweep", str(tmp_path / "no.yaml"), *out, "--json")
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert "no.yaml" in problem["where"]
+
+
 def test_a_recipe_without_a_yardstick_needs_a_level(recipe: str, files: Any, tmp_path: Path) -> None:
     Path(recipe).write_text(yaml.safe_dump({**files.fields(), "holdout": None}), encoding="utf-8")
     done = call("sweep", recipe, "--out", str(tmp_path / "out"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from expunge.errors import Problem
 from expunge.requests.labelled import labelled_preflight
@@ -47,6 +47,9 @@ def test_a_class_that_is_emptied_must_be_meant(tiny_rows: Rows) -> None:
     (found,) = errors(DeletionRequest(bees, others))
     assert found.startswith("forget: would leave nothing of 1 class(es): bee -> say scenario=class")
     assert errors(DeletionRequest(bees, others, scenario="class")) == []
+    some, rest = bees.select(range(2)), bees.select(range(2, len(bees)))
+    (found,) = errors(DeletionRequest(some, concatenate_datasets([others, rest]), scenario="class"))
+    assert found.startswith(f"retain: holds {len(rest)} example(s) of class(es) that are to be forgotten: bee")
 
 
 def test_a_retain_set_of_one_class_or_one_target_is_refused(tiny_rows: Rows) -> None:

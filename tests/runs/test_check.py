@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from expunge.errors import BadInput
 from expunge.methods.run import METHODS
 from expunge.runs.check import check
+from expunge.runs.folder import RunFolder
 from expunge.runs.recipe import Recipe
 
 # What a method's own defaults ask too much of a tiny request for.
@@ -107,6 +108,18 @@ def test_an_oracle_must_not_be_the_model_and_counts_once(files: Any, copied: Cal
     fields = {"model": str(files.oracle), "original": str(files.model), "oracle": [str(files.oracle)]}
     judged = {k: v for k, v in files.fields(**fields).items() if k != "settings"}
     assert check(Recipe(**judged), None, "audit").method is None  # how a retrained model is judged
+
+
+def test_a_disk_without_room_for_the_model_is_found_before_work(
+    files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(BadInput, match=r"run: has 0 MB free, and the new model takes \d+ MB or more"):
+        check(Recipe(**files.fields()), RunFolder(tmp_path / "run"))
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").touch()
+    assert check(Recipe(**files.fields()), RunFolder(tmp_path / "run")).method is not None, "it has its room already"
 
 
 def test_damaged_and_unknown_configurations_are_named(files: Any, copied: Callable[[str], Path]) -> None:

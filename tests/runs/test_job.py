@@ -315,6 +315,18 @@ def test_training_that_breaks_down_is_said(recipe: RecipeOf, tmp_path: Path) -> 
     assert run(read_recipe(tmp_path / "run" / "recipe.yaml"), tmp_path / "run").diverged
 
 
+@pytest.mark.parametrize(
+    ("kept", "steps", "said"),
+    [
+        (0, 3, "the original, unchanged"),
+        (2, 3, "the last good one, after step 2"),
+        (3, 3, "after step 3, the last finite"),
+    ],
+)
+def test_which_weights_are_left_after_training_broke_down_is_said(kept: int, steps: int, said: str) -> None:
+    assert said in job._kept({"kept_step": kept, "steps": steps})
+
+
 def test_a_full_disk_is_one_message_and_the_run_goes_on_later(
     recipe: RecipeOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

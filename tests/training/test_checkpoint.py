@@ -91,7 +91,7 @@ def test_a_full_disk_is_named_and_the_previous_one_stays(tmp_path: Path, monkeyp
     write_checkpoint(tmp_path, state(1), {"step": 1})
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(BadInput, match="the last complete checkpoint is still there"):
+    with pytest.raises(BadInput, match="goes on from the last complete checkpoint, which is still there"):
         write_checkpoint(tmp_path, state(2), {"step": 2})
     assert json.loads((tmp_path / "step-00000001" / "facts.json").read_text()) == {"step": 1}
 

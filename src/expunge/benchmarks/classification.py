@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from expunge.audits.classification.average_gap import average_gap, gap_of_means
-from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
+from expunge.benchmarks.base import Benchmark, BenchOptions, Flag, unknown_methods
 from expunge.benchmarks.predictor_data import CLASSIFICATION
 from expunge.benchmarks.predictor_result import PredictorResult
 from expunge.benchmarks.predictor_settings import COMMON
@@ -126,7 +126,7 @@ def plans_of(options: Any, known: Mapping[str, Any], scenarios: Sequence[str], *
             )
         )  # fmt: skip
     if problems:
-        raise BadInput(problems)
+        raise BadInput([*problems, *unknown_methods(options.methods)])
     return plans
 
 

@@ -22,7 +22,7 @@ def finish(done: JobResult, as_json: bool, required: str | None = None) -> None:
         say(f"{folder} holds this run already; nothing was done again.")
     show_report(done.report, folder, as_json, diverged=done.diverged)
     if done.diverged:
-        _leave(Diverged(f"{folder}: the model is the last good one, because training stopped: {done.stop_reason}"))
+        _leave(Diverged(f"{folder}: {done.kept}, because training stopped: {done.stop_reason}"))
     check_required(required, done.result)
 
 
@@ -96,7 +96,9 @@ def show_report(report: RunReport, folder: Path | None, as_json: bool, **more: A
                 (
                     str(row["statistic"]).replace("_", " "),
                     str(row["about"]),
-                    *(_number(row[key]) for key in ("original", "unlearned", "baseline_mean")),
+                    *(_number(row[key]) for key in ("original", "unlearned")),
+                    # Where nothing that never knew was given, what had to stay is compared with the original.
+                    "-" if row.get("baseline") == "original" else _number(row["baseline_mean"]),
                     str(row["result"]),
                 )
                 for row in rows
@@ -106,7 +108,9 @@ def show_report(report: RunReport, folder: Path | None, as_json: bool, **more: A
     columns, numbers = field_table(report, list(report.models))
     if columns:
         words = in_words(columns, numbers, intervals=False)
-        show_table(TITLE, [column.title for column in columns], words, numbers=range(1, len(columns)))
+        short = {"mia": "MIA (%)", "rte": "RTE (min)"}  # eight columns in eighty places
+        titles = [short.get(column.key, column.title) for column in columns]
+        show_table(TITLE, titles, words, numbers=range(1, len(columns)), whole=True)
     spent = [f"{stage} {wording.duration(cost.get('seconds'))}" for stage, cost in report.cost.items()]
     if spent:
         show(f"Time: {', '.join(spent)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from expunge.cli.terminal import Shown, say, show, show_json, stopped
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected, tried
 
 if TYPE_CHECKING:
     from expunge.runs.entries import Choice
@@ -74,7 +75,6 @@ def sweep(
 
     Started again, it goes on where it was: nothing that is finished is run again.
     """
-    numbers = _seeds(seeds)
     with Shown() as progress:
         progress.stage("checking every cell")
         from expunge.runs.entries import Choice
@@ -82,12 +82,20 @@ def sweep(
         from expunge.runs.recipe import try_read_recipe
         from expunge.runs.sweep import run_sweep
 
+        problems: list[Problem] = []
         base, _ = try_read_recipe(recipe)
         there = {"oracle": bool(base and base.oracle), "holdout": bool(base and base.holdout)}
-        chosen = level_of(level or next((name for name, is_there in there.items() if is_there), "missing"))
-        choice = Choice(chosen, on, keep, tolerance)
+        chosen = level or next((name for name, is_there in there.items() if is_there), "missing")
+        # Of a recipe that cannot be read nobody knows whether it has a yardstick; what is wrong with it, is said.
+        aim = None if chosen == "missing" and base is None else tried(problems, "--level", lambda: level_of(chosen))
+        choice = Choice(aim, on, keep, tolerance)
+        problems += _no_numbers({"--on": on, "--keep": keep})
+        numbers = tried(problems, "--seeds", lambda: _seeds(seeds)) or [0]
         names = [part.strip() for part in methods.split(",") if part.strip()]
-        cells = plan_sweep(recipe, {}, overrides, names, numbers, _stop_at(choice), progress)
+        with collected(problems):
+            cells = plan_sweep(recipe, {}, overrides, names, numbers, _stop_at(choice), progress)
+        if problems:
+            raise BadInput(list(dict.fromkeys(problems)))
         try:
             result = run_sweep(cells, out, choice, jobs=jobs, engine=engine, cluster=cluster, progress=progress)
         except KeyboardInterrupt:
@@ -118,6 +126,21 @@ def level_of(text: str) -> Any:
             "is needed, as the recipe has neither an oracle nor a holdout set" if text == "missing" else f"is '{text}'"
         )
         raise BadInput(Problem("--level", what, "give oracle, holdout, a number or none")) from None
+
+
+def _no_numbers(asked: Mapping[str, str]) -> list[Problem]:
+    """Find names of numbers that no audit can give, before the runs that would have to."""
+    from expunge.audits.suite import AUDITS
+    from expunge.registry import near_names
+
+    problems = []
+    for option, key in asked.items():
+        audit, slash, number = key.partition("/")
+        if not (slash and number):
+            problems.append(Problem(option, f"'{key}' names no number", "write AUDIT/NUMBER: probability/forget_nll"))
+        elif audit not in AUDITS.names():
+            problems.append(Problem(option, f"'{audit}' is not an audit", near_names(audit, AUDITS.names())))
+    return problems
 
 
 def _stop_at(choice: Choice) -> Any:

@@ -36,8 +36,9 @@ def labelled_preflight(request: DeletionRequest, reader: Reader | None = None) -
 
     Returns:
         All problems, errors first. Errors: examples that the model cannot be given (NaN, mixed sizes, classes that its
-        head does not know), a class that the forget set empties although the scenario does not say so, a retain set
-        of one class only or of one target only. Warnings: sets too small for a verdict.
+        head does not know), a class that the forget set empties although the scenario does not say so or keeps a part
+        of although it does, a retain set of one class only or of one target only. Warnings: sets too small for a
+        verdict.
     """
     sets = request.sets()
     problems: list[Problem] = []
@@ -66,8 +67,16 @@ def labelled_preflight(request: DeletionRequest, reader: Reader | None = None) -
 def _emptied(request: DeletionRequest, sets: Mapping[str, Dataset]) -> list[Problem]:
     if "retain" not in sets or any(LABEL not in sets[role].column_names for role in ("forget", "retain")):
         return []
-    lost = sorted({str(v) for v in sets["forget"][LABEL]} - {str(v) for v in sets["retain"][LABEL]})
-    if not lost or request.scenario == "class":
+    given, kept = ({str(v) for v in sets[role][LABEL]} for role in ("forget", "retain"))
+    if request.scenario == "class":
+        if not (left := sorted(given & kept)):
+            return []
+        count = sum(str(v) in given for v in sets["retain"][LABEL])
+        what = f"holds {count} example(s) of class(es) that are to be forgotten: {some(left)}"
+        fix = "move them to the forget set, or say another scenario: examples, or group for a part of a class"
+        return [Problem("retain", what, fix)]
+    lost = sorted(given - kept)
+    if not lost:
         return []
     what = f"would leave nothing of {len(lost)} class(es): {some(lost)}"
     return [Problem("forget", what, "say scenario=class if that is meant, or put examples of them into the retain set")]

@@ -14,6 +14,11 @@ T = TypeVar("T")
 LINE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv"})
 
 
+def own_columns(examples: Dataset) -> str:
+    """Name the columns that a user gave, without those that say where a row is from."""
+    return ", ".join(c for c in examples.column_names if c not in ("id", SOURCE_FILE, SOURCE_LINE))
+
+
 def unit_of(source: str) -> str:
     """Return what a position in this source counts: the physical ``line`` of a text file, otherwise the ``row``."""
     return "line" if PurePath(source).suffix.lower() in LINE_SUFFIXES else "row"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,6 +130,7 @@ def check(
     if out is not None:
         inputs = {"model": recipe.model, "original": recipe.original, "forget set": recipe.forget}
         inputs |= {"retain set": recipe.retain, "holdout set": recipe.holdout}
+        problems += _room(recipe, out) if command == "unlearn" else []
         problems += out.problems({**inputs, **{f"oracle {k}": path for k, path in enumerate(recipe.oracle, 1)}})
     for name, path in (("original", recipe.original), *(("oracle", path) for path in recipe.oracle)):
         if path is not None:
@@ -418,6 +420,21 @@ def _blind(recipe: Recipe, train: TrainSettings) -> list[Problem]:
              "keep": stop.keep != "last"}  # fmt: skip
     fix = "give stop.every a number of steps, or take the rule out"
     return [Problem(f"stop.{name}", "has no effect, because stop.every is 0", fix) for name, on in rules.items() if on]
+
+
+def _room(recipe: Recipe, out: RunFolder) -> list[Problem]:
+    """Find a disk that cannot hold the new model, which takes as much as the old one; half where it is halved."""
+    place = Path(model_path(recipe.model))
+    if not place.is_dir() or out.model.exists():
+        return []
+    size = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
+    size = size if recipe.dtype == "float32" else size // 2
+    parent = next(p for p in (out.path.resolve(), *out.path.resolve().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free >= size:
+        return []
+    what = f"has {free / 1e6:.0f} MB free, and the new model takes {size / 1e6:.0f} MB or more"
+    return [Problem(f"--out {out.path}", what, "free some space, or give a folder on another disk")]
 
 
 def _same_weights(recipe: Recipe, hashes: Mapping[str, str], command: Command) -> list[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from datasets import Dataset
 
 from expunge.data.fictitious import FictitiousWorld
 from expunge.data.tokenizer import small_tokenizer
-from expunge.errors import BadInput, Problem
+from expunge.errors import BadInput, Problem, collected
+from expunge.methods.base import settle
+from expunge.methods.run import METHODS
 from expunge.runs.job import JobResult, run_job
 from expunge.runs.progress import Progress
 from expunge.runs.recipe import read_recipe
 from expunge.runs.workers import Training, run_trainings
+from expunge.training.from_scratch import Shape, small_llama
+from expunge.training.settings import TrainSettings
 
 SHAPE = {"hidden": 128, "layers": 3, "heads": 4}
 TRAINING = {
@@ -34,6 +39,7 @@ FORGETTING = {
     "stop": {"every": 2, "forget_target": "holdout", "keep": "closest"},
 }
 VOCABULARY = 1024
+MARKER = "demo.json"
 # Audits that look inside the weights. They cost more than forgetting does, so other runs name them.
 INSIDE = ("concept_vectors", "logit_lens", "linear_probe")
 
@@ -72,10 +78,13 @@ def run_demo(
         problems.append(Problem("people", f"is {people}", "give at least 20, so that there are enough to compare"))
     if oracles < 1:
         problems.append(Problem("oracles", f"is {oracles}", "give at least 1"))
+    progress, out = progress or Progress(), Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file()):
+        problems.append(Problem(f"--out {out}", "is not empty and not the folder of a demo", "give another folder"))
+    with collected(problems):
+        _check_method(method, overrides, seed)
     if problems:
         raise BadInput(problems)
-    progress = progress or Progress()
-    out = Path(out)
     data = make_world(out, people, seed)
     settings = forgetting(method)
     models = [f"models/oracle{'' if k == 0 else f'-{k + 1}'}" for k in range(oracles)]
@@ -115,11 +124,18 @@ def run_demo(
     return result
 
 
+def _check_method(method: str, overrides: Sequence[str], seed: int) -> None:
+    """Refuse what cannot forget here before there is a model: it takes longer to train than to ask."""
+    given = {"model": "-", "forget": "-", "seed": seed, "settings": forgetting(method)}
+    chosen, _ = settle(METHODS.get(method), {"seed": seed, **read_recipe(None, given, overrides).settings})
+    request = FictitiousWorld(people=20, seed=seed).split(forget=0.1, holdout=0.1)
+    texts = [row["answer"] for examples in request.sets().values() for row in examples.to_list()]
+    task = small_llama(small_tokenizer(texts, VOCABULARY), Shape(**SHAPE), seed)
+    chosen.check(task, replace(request, scenario="entity"))
+
+
 def forgetting(method: str) -> dict[str, Any]:
     """The demo's settings as far as the method knows them."""
-    from expunge.methods.run import METHODS
-    from expunge.training.settings import TrainSettings
-
     known = set(METHODS.get(method).Config.model_fields) | set(TrainSettings.model_fields)
     chosen = {k: v for k, v in FORGETTING.items() if k in known}
     if method == "retrain":
@@ -137,7 +153,7 @@ def make_world(out: Path, people: int, seed: int) -> dict[str, Path]:
         BadInput: the folder holds another world.
     """
     facts = {"people": people, "seed": seed, "shape": SHAPE, "training": TRAINING, "vocabulary": VOCABULARY}
-    marker = out / "demo.json"
+    marker = out / MARKER
     request = FictitiousWorld(people=people, seed=seed).split(forget=0.1, holdout=0.1)
     files = {role: out / "data" / f"{role}.jsonl" for role in request.sets()}
     if marker.is_file():

@@ -33,6 +33,7 @@ class JobResult:
         report: the content of its report.
         diverged: whether training broke down, so that the model is the last good one; ``stop_reason`` says how.
         stop_reason: why training ended; "" where nothing was trained.
+        kept: which weights the model has where training broke down, in words.
         repeated: whether everything was there already.
     """
 
@@ -40,6 +41,7 @@ class JobResult:
     report: RunReport
     diverged: bool = False
     stop_reason: str = ""
+    kept: str = ""
     repeated: bool = False
 
     @property
@@ -108,7 +110,17 @@ def _finished(folder: RunFolder) -> JobResult:
 
 def _result(folder: RunFolder, report: RunReport, done: Mapping[str, Any], repeated: bool = False) -> JobResult:
     training = done["training"] or {}
-    return JobResult(folder, report, bool(training.get("diverged")), str(training.get("stop_reason", "")), repeated)
+    reason, diverged = str(training.get("stop_reason", "")), bool(training.get("diverged"))
+    return JobResult(folder, report, diverged, reason, _kept(training) if diverged else "", repeated)
+
+
+def _kept(training: Mapping[str, Any]) -> str:
+    """Say which weights are left after training broke down."""
+    if not training["kept_step"]:
+        return "the model is the original, unchanged"
+    if training["kept_step"] < training["steps"]:
+        return f"the model is the last good one, after step {training['kept_step']}"
+    return f"the model has the weights after step {training['steps']}, the last finite ones"
 
 
 def _forget(checked: Checked, folder: RunFolder, progress: Progress, first: bool, shelf: Shelf) -> dict[str, Any]:
@@ -210,7 +222,8 @@ def _notes(checked: Checked, done: Mapping[str, Any], known: Mapping[str, Any]) 
     notes = summary.limit_notes(checked.request, checked.recipe.audit_limits, checked.recipe.seed)
     training = done["training"] or {}
     if training.get("diverged"):
-        notes.append(f"Training broke down ({training['stop_reason']}). The model is the last good one.")
+        kept = _kept(training)
+        notes.append(f"Training broke down ({training['stop_reason']}): {kept}.")
     if training.get("resumed_from") is not None:
         notes.append(
             f"The run was stopped and resumed after step {training['resumed_from']}; costs count from there on."

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge.errors import BadInput, Problem
-from expunge.requests.places import place, some
+from expunge.requests.places import own_columns, place, some
 from expunge.tasks.inputs import Inputs
 
 Augment = Literal["none", "flip", "shift", "flip_shift"]
@@ -93,7 +93,7 @@ class ImageInputs(Inputs):
     def encode(self, examples: Dataset) -> Tensor:
         """Return (N, C, H, W) uint8 pixels, or float32 where the examples hold floating-point numbers."""
         if self.column not in examples.column_names:
-            found = ", ".join(examples.column_names)
+            found = own_columns(examples)
             raise BadInput(Problem("column 'image'", f"is not there; there are {found}", "name the images 'image'"))
         faults: dict[str, list[int]] = {}
         arrays: list[NDArray[Any]] = []

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from expunge.errors import BadInput, Problem
-from expunge.requests.places import place, some
+from expunge.requests.places import own_columns, place, some
 
 LABEL, TARGET = "label", "target"
 
@@ -44,7 +44,7 @@ class Outcome(ABC):
 
     def _column(self, examples: Dataset, fix: str) -> list[Any]:
         if self.column not in examples.column_names:
-            found = ", ".join(examples.column_names)
+            found = own_columns(examples)
             raise BadInput(Problem(f"column '{self.column}'", f"is not there; there are {found}", fix))
         return list(examples[self.column][:])
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.errors import BadInput, Problem
-from expunge.requests.places import SOURCE_FILE, SOURCE_LINE, place, some
+from expunge.requests.places import SOURCE_FILE, SOURCE_LINE, own_columns, place, some
 from expunge.tasks.inputs import Inputs
 from expunge.tasks.outcomes import LABEL, TARGET
 
@@ -70,7 +70,7 @@ class TableInputs(Inputs):
         for name in names:
             values = examples[name] if name in examples.column_names else None
             if values is None:
-                found = ", ".join(examples.column_names)
+                found = own_columns(examples)
                 problems.append(Problem(f"column '{name}'", f"is not there; there are {found}", "correct the name"))
                 continue
             values = list(values[:])

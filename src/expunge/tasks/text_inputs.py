@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from expunge.errors import BadInput, Problem
-from expunge.requests.places import place, some
+from expunge.requests.places import own_columns, place, some
 from expunge.tasks.inputs import Inputs
 from expunge.tasks.storage import first_line
 
@@ -53,7 +53,7 @@ class TextInputs(Inputs):
     def encode(self, examples: Dataset) -> Sequence[Tensor]:
         """Return the (T,) int64 tokens of each text."""
         if self.column not in examples.column_names:
-            found = ", ".join(examples.column_names)
+            found = own_columns(examples)
             raise BadInput(Problem("column 'text'", f"is not there; there are {found}", "name the texts 'text'"))
         texts = list(examples[self.column][:])
         wrong = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]

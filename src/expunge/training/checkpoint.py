@@ -98,11 +98,13 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], facts: Mapping[s
     size = sum(t.numel() * t.element_size() for t in state.values())
     free = shutil.disk_usage(folder).free
     if free < size + (1 << 20):
+        there = any(folder.glob("step-*"))
+        after = "from the last complete checkpoint, which is still there" if there else "at its beginning"
         raise BadInput(
             Problem(
                 str(folder),
                 f"a checkpoint needs {size / 1e6:.0f} MB and {free / 1e6:.0f} MB are free",
-                "free some space; the last complete checkpoint is still there and the run resumes from it",
+                f"free some space; the same command goes on {after}",
             )
         )
     scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
