@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from expunge.benchmarks.tofu_data import HUB, find, load_split
+from expunge.data import sources
 from expunge.errors import BadInput
 
 
@@ -50,6 +51,9 @@ def test_a_missing_file_is_named(tofu_files: Callable[..., Path]) -> None:
 def test_files_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("EXPUNGE_DATA", raising=False)
     assert find(None) == HUB
+    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: 1 / 0)
+    with pytest.raises(BadInput, match=r"--data: is not given, so the hub was asked -> give a folder .*EXPUNGE_DATA"):
+        load_split(HUB, "forget01")
     (tmp_path / "tofu").mkdir()
     monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path))
     assert find(None) == str(tmp_path / "tofu")

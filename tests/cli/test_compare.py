@@ -65,7 +65,10 @@ def test_json_and_page(runs: list[str], tmp_path: Path) -> None:
     assert found["runs"][0]["result"] == "not removed"
     page = (tmp_path / "c.html").read_text()
     assert "0.250" in page
+    assert "<h1>2 models side by side</h1>" in page
     assert "://" not in page
+    assert CliRunner().invoke(app, ["compare", runs[0], "--html", str(tmp_path / "one.html")]).exit_code == 0
+    assert "<h1>1 model side by side</h1>" in (tmp_path / "one.html").read_text()
 
 
 def test_more_than_three_runs_still_fit(runs: list[str]) -> None:

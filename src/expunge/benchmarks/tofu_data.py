@@ -76,9 +76,19 @@ def load_split(where: str, name: str, kept: int | None = None) -> TofuSplit:
         kept: use only so many kept rows, those with wrong answers first; None for all.
 
     Raises:
-        BadInput: unknown split, or files that are missing or damaged.
+        BadInput: unknown split, files that are missing or damaged, or a hub that cannot be reached.
     """
     check_split(name)
+    if where != HUB:
+        return _read_split(where, name, kept)
+    try:
+        return _read_split(where, name, kept)
+    except BadInput as error:
+        fix = "give a folder with the published files, or set EXPUNGE_DATA to one with tofu/ in it"
+        raise BadInput([*error.problems, Problem("--data", "is not given, so the hub was asked", fix)]) from error
+
+
+def _read_split(where: str, name: str, kept: int | None) -> TofuSplit:
 
     def read(part: str) -> list[dict[str, Any]]:
         if where == HUB:
