@@ -19,6 +19,11 @@ def test_forget_and_retain_are_the_training_set(examples: Dataset) -> None:
     assert found.settings == {"share": 0.2, "count": None, "unit": "example"}
 
 
+def test_a_file_name_is_not_a_training_set() -> None:
+    with pytest.raises(BadInput, match="is a str, not a dataset"):
+        select_forget_set("train.csv", "random")  # type: ignore[arg-type]
+
+
 def test_unseen_examples_are_a_control_only_for_what_is_like_them(examples: Dataset, learnt: Predictor) -> None:
     train, unseen = examples.select(range(80)), examples.select(range(80, 90))
     drawn = select_forget_set(train, "random", unseen=unseen)

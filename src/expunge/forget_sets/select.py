@@ -73,6 +73,9 @@ def select_forget_set(
     Raises:
         BadInput: every reason why nothing can be chosen, before any compute.
     """
+    if not isinstance(train, Dataset):
+        fix = "read it with expunge.data.labelled.read_labelled or expunge.data.files.read_examples"
+        raise BadInput(Problem("training set", f"is a {type(train).__name__}, not a dataset", fix))
     chosen = configured(selector, settings)
     problems = request_problems({"retain": train}) + chosen.problems(train, None if task is None else task.kind)
     problems = [Problem("training set", p.what, p.fix) if p.where == "retain" else p for p in problems]
