@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from expunge.errors import BadInput
 from expunge.methods.base import settle
@@ -86,11 +90,16 @@ def test_parity_lowers_token_v_minus_100_where_there_is_no_label(seed: int, beta
     assert (mine[:, -1] == 0).all()
 
 
-def test_parity_needs_a_hundred_tokens(tiny_model: Any, tiny_tokenizer: Any, request_: DeletionRequest) -> None:
+def test_parity_needs_a_hundred_tokens(tiny_model: Any, request_: DeletionRequest) -> None:
     logits, reference = draw(0, 1, 3, 99)
     with pytest.raises(ValueError, match="99"):
         undial_reference_loss(logits, reference, torch.tensor([[-100, 1, 2]]), 1.0)
-    small = CausalLM(tiny_model("llama", vocab=99)[0], tiny_tokenizer)
+    words = Tokenizer(WordLevel({"<pad>": 0, "<bos>": 1, "<eos>": 2, "word": 3}, unk_token="word"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="word"
+    )
+    small = CausalLM(tiny_model("llama", vocab=99)[0], tokenizer)
     with pytest.raises(BadInput, match=r"parity.*99 tokens"):
         unlearn(small, request_, "undial", settings={"parity": True})
 
