@@ -104,7 +104,7 @@ class Toy(CausalLM):
 
 
 class _Tokens:
-    eos_token_id, pad_token_id, is_fast, chat_template = 0, 0, True, None
+    bos_token_id, eos_token_id, pad_token_id, vocab_size, is_fast, chat_template = None, 0, 0, 1, True, None
 
 
 def examples(count: int, vocabulary: int, seed: int, lengths: str) -> Encoded:

@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class _Tokens:
-    eos_token_id, pad_token_id, is_fast, chat_template = 0, 0, True, None
+    bos_token_id, eos_token_id, pad_token_id, vocab_size, is_fast, chat_template = None, 0, 0, 1, True, None
 
 
 def toy(layers: int, hidden: int, vocabulary: int) -> CausalLM:
