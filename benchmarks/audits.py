@@ -31,7 +31,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.audits.base import Audit, Estimate, Finding, Scalar
-from expunge.audits.intervals import auc
 from expunge.audits.language.exact_memorization import exact_memorization
 from expunge.audits.language.extraction_strength import extraction_strength
 from expunge.audits.language.forget_quality import forget_quality
@@ -46,6 +45,7 @@ from expunge.audits.language.privleak import privleak
 from expunge.audits.language.rouge import is_empty, rouge_l
 from expunge.audits.language.truth_ratio import forget_score, log_truth_ratio, retain_score
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc
 from expunge.audits.suite import AuditResult, run_audits
 from expunge.requests.request import DeletionRequest, example_id
 from expunge.tasks.causal_lm import CausalLM

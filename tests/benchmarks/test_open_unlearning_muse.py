@@ -13,8 +13,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from expunge.audits.intervals import auc
 from expunge.audits.language.rouge import rouge_l
+from expunge.audits.roc import auc
 from expunge.benchmarks.muse_data import Corpus, write_corpus
 from expunge.benchmarks.muse_scores import knowledge, membership, verbatim
 from expunge.benchmarks.open_unlearning import Asked, compare_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def test_the_fisher_sums_over_the_models_own_labels(tiny_predictor: Any, tiny_ro
 
 def test_random_directions_have_the_information_of_the_outputs_as_their_covariance() -> None:
     p = torch.tensor([0.7, 0.2, 0.09, 0.009, 0.001], dtype=torch.float64)
-    drawn = importance._direction(p.expand(200_000, 5), torch.Generator().manual_seed(0))
+    signs = torch.randint(0, 2, (200_000, 5), generator=torch.Generator().manual_seed(0))
+    drawn = importance._directions(p.expand(200_000, 5), signs)
     expected = torch.diag(p) - torch.outer(p, p)
     torch.testing.assert_close(drawn.T @ drawn / len(drawn), expected, atol=2e-3, rtol=0.0)
     # No outlier: rare outcomes are part of every draw, where drawn labels would miss them in most.
@@ -81,6 +83,16 @@ def test_the_fisher_of_many_classes_is_estimated_without_bias(tiny_predictor: An
         assert found.std() > 0
     again = squared_gradients(task, encoded, weights, kind="fisher", passes=2, seed=0)
     assert all(torch.equal(again[key], drawn[0][key]) for key in weights)
+    turned = squared_gradients(task, encoded.take([2, 0, 3, 1]), weights, kind="fisher", passes=2, seed=0)
+    for key in weights:
+        torch.testing.assert_close(turned[key], again[key], msg="the order of examples decides nothing")
+
+
+def test_outputs_are_computed_only_where_they_matter(tiny_predictor: Any, tiny_rows: Any) -> None:
+    task = tiny_predictor("swin")  # has weights of which no layer rule knows, so that examples are mapped
+    encoded = task.encode(tiny_rows("swin", range(4)))
+    with patch.object(importance, "_outputs", side_effect=AssertionError("a forward pass in vain")):
+        squared_gradients(task, encoded, dict(task.named_parameters()))
 
 
 def test_the_fisher_of_numbers_is_that_of_their_gaussian(tiny_predictor: Any, tiny_rows: Any) -> None:

@@ -1,4 +1,4 @@
-"""Point estimates with their uncertainty: means, paired differences, ROC quantities and functions of several means.
+"""Point estimates with their uncertainty: means, paired differences, shares and functions of several means.
 
 Every function is deterministic given its seed, takes no global randomness, and refuses NaN and infinity: a number that
 could not be computed must never be averaged into one that looks computed.
@@ -59,7 +59,7 @@ def mean_interval(
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 12 (bootstrap-t).
     """
-    x = _finite(values, "values")
+    x = finite(values, "values")
     if groups is not None and len(groups) != x.size:
         raise BadInput(Problem("groups", f"has {len(groups)} entries for {x.size} values", "give one group per value"))
     return _mean(x, groups, level, seed, resamples, bounds, bounds in (None, SHARE))
@@ -98,8 +98,8 @@ def paired_difference(
         problems.append(Problem("groups", f"lacks {_name(without)}", "give every example a group, or no groups"))
     if problems:
         raise BadInput(problems)
-    a = _finite([values_a[i] for i in ids], "values_a", ids)
-    b = _finite([values_b[i] for i in ids], "values_b", ids)
+    a = finite([values_a[i] for i in ids], "values_a", ids)
+    b = finite([values_b[i] for i in ids], "values_b", ids)
     # Differences that happen to be all 0 or 1 are no proportion: others could be negative.
     return _mean(a - b, [groups[i] for i in ids] if groups else None, level, seed, resamples, bounds, False)
 
@@ -128,15 +128,15 @@ def statistic_interval(
     Raises:
         BadInput: a value is NaN or infinite.
     """
-    _check_level(level)
+    check_level(level)
     arrays: dict[str, Array] = {}
     keys: dict[str, object] = {}
     for name, sample in samples.items():
         if isinstance(sample, Mapping):
             ids = sorted(sample)
-            arrays[name], keys[name] = _finite([sample[i] for i in ids], name, ids), tuple(ids)
+            arrays[name], keys[name] = finite([sample[i] for i in ids], name, ids), tuple(ids)
         else:
-            arrays[name], keys[name] = _finite(sample, name), name
+            arrays[name], keys[name] = finite(sample, name), name
     empty = [name for name, array in arrays.items() if array.size == 0]
     if empty or not arrays:
         return Estimate(None, level=level, note=f"no examples for {', '.join(empty) or 'any part'}")
@@ -187,117 +187,17 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
     return low, high
 
 
-def auc(members: ArrayLike, non_members: ArrayLike) -> float:
-    """P(member score > non-member score), ties counted half: the area under the ROC curve.
+def finite(values: ArrayLike, where: str, ids: Sequence[str] | None = None) -> Array:
+    """Return [n] float64 values.
 
     Args:
-        members: [m] scores, higher = more likely a member.
-        non_members: [n] scores.
+        values: n numbers.
+        where: what they are called in a problem.
+        ids: of the values, for the problem.
 
     Raises:
-        BadInput: one side is empty, or a score is NaN or infinite.
+        BadInput: one is NaN or infinite.
     """
-    return float(_placements(*_scores(members, non_members))[0].mean())
-
-
-def auc_interval(
-    members: ArrayLike,
-    non_members: ArrayLike,
-    level: float = 0.95,
-    member_groups: Sequence[str] | None = None,
-    non_member_groups: Sequence[str] | None = None,
-) -> Estimate:
-    """AUC with DeLong's variance on the logit scale; at the ends, and not narrower anywhere, Newcombe's score interval.
-
-    DeLong's variance vanishes at AUC 0 and 1 and is too small near them; the score interval (Newcombe 2006, method 5)
-    stays honest there. With at least 8 groups on a side that side's variance is taken between groups (Obuchowski 1997).
-
-    Args:
-        members, non_members: as in ``auc``.
-        level: coverage.
-        member_groups, non_member_groups: group of each score.
-
-    Returns:
-        The estimate; ``n`` is the smaller side, in units. No value when a side is empty.
-
-    Raises:
-        BadInput: a score is NaN or infinite.
-
-    Source: DeLong, DeLong & Clarke-Pearson (1988); ties as in Sun & Xu (2014).
-    """
-    _check_level(level)
-    m_scores, n_scores = _finite(members, "members"), _finite(non_members, "non_members")
-    if not m_scores.size or not n_scores.size:
-        return Estimate(None, level=level, note="no members" if not m_scores.size else "no non-members")
-    placed_m, placed_n = _placements(m_scores, n_scores)
-    value = float(placed_m.mean())
-    parts = [_clusters(placed_m, member_groups), _clusters(placed_n, non_member_groups)]
-    n = min(sums.size for sums, _, _ in parts)
-    note = "; ".join(dict.fromkeys(note for _, _, note in parts if note))
-    if n == 1:
-        return Estimate(value, n=1, level=level, note=note or "one score on a side: no interval")
-    z = -special.ndtri((1 - level) / 2)
-    units_m, units_n = parts[0][0].size, parts[1][0].size
-    low, high = _newcombe(value, units_m, units_n, z)
-    variance = sum(_ratio_variance(sums[None], sizes[None])[0] for sums, sizes, _ in parts)
-    if 0 < value < 1 and variance > 0:
-        logit, width = special.logit(value), z * np.sqrt(variance) / (value * (1 - value))
-        low = min(low, float(special.expit(logit - width)))
-        high = max(high, float(special.expit(logit + width)))
-    return Estimate(value, low, high, n, level, note)
-
-
-def roc_curve(members: ArrayLike, non_members: ArrayLike) -> tuple[Array, Array]:
-    """Points of the ROC curve, one per distinct score, from (0, 0) to (1, 1).
-
-    Returns:
-        False positive rates and true positive rates, both [k] and non-decreasing.
-
-    Raises:
-        BadInput: one side is empty, or a score is NaN or infinite.
-    """
-    m, n = _scores(members, non_members)
-    thresholds = np.unique(np.concatenate([m, n]))[::-1]
-    # a score is called a member at or above the threshold
-    tpr = 1 - np.searchsorted(np.sort(m), thresholds, side="left") / m.size
-    fpr = 1 - np.searchsorted(np.sort(n), thresholds, side="left") / n.size
-    return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
-
-
-def tpr_at_fpr(members: ArrayLike, non_members: ArrayLike, fpr: float, level: float = 0.95) -> Estimate:
-    """Share of members found when at most a share ``fpr`` of the non-members is called a member.
-
-    The threshold is the smallest score that lets at most ``floor(fpr * n)`` non-members lie strictly above it; a member
-    must lie strictly above it too. The interval is Clopper-Pearson over the members and takes the threshold as given.
-
-    Args:
-        members, non_members: as in ``auc``.
-        fpr: allowed false positive rate, in [0, 1).
-        level: coverage.
-
-    Returns:
-        The estimate; the note says what the smallest resolvable rate is where the non-members are too few for ``fpr``.
-
-    Raises:
-        BadInput: a score is NaN or infinite, or ``fpr`` is out of range.
-    """
-    _check_level(level)
-    if not 0 <= fpr < 1:
-        raise BadInput(Problem("fpr", f"is {fpr}", "give a rate in [0, 1)"))
-    m, n = _finite(members, "members"), _finite(non_members, "non_members")
-    if not m.size or not n.size:
-        return Estimate(None, level=level, note="no members" if not m.size else "no non-members")
-    allowed = int(np.floor(fpr * n.size + 1e-9))
-    threshold = np.sort(n)[::-1][allowed]
-    found = int(np.sum(m > threshold))
-    low, high = clopper_pearson(found, m.size, level)
-    note = ""
-    if fpr > 0 and allowed == 0:
-        note = f"{n.size} non-members resolve no false positive rate below {1 / n.size:.2g}: at zero false positives"
-    return Estimate(found / m.size, low, high, m.size, level, note)
-
-
-def _finite(values: ArrayLike, where: str, ids: Sequence[str] | None = None) -> Array:
     array: Array = np.asarray(values, dtype=np.float64).ravel()
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
@@ -312,17 +212,14 @@ def _name(ids: Sequence[str]) -> str:
     return f"{len(ids)} id(s): {', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuse a coverage that is none.
+
+    Raises:
+        BadInput: it is not in (0, 1).
+    """
     if not 0 < level < 1:
         raise BadInput(Problem("level", f"is {level}", "give a coverage in (0, 1), such as 0.95"))
-
-
-def _scores(members: ArrayLike, non_members: ArrayLike) -> tuple[Array, Array]:
-    m, n = _finite(members, "members"), _finite(non_members, "non_members")
-    for name, side in (("members", m), ("non_members", n)):
-        if not side.size:
-            raise BadInput(Problem(name, "is empty", "an ROC curve needs scores on both sides"))
-    return m, n
 
 
 def _mean(
@@ -335,10 +232,10 @@ def _mean(
     proportion: bool,
 ) -> Estimate:
     """``mean_interval`` of finite values; ``proportion`` says whether values all 0 or 1 are one."""
-    _check_level(level)
+    check_level(level)
     if x.size == 0:
         return Estimate(None, level=level, note="no examples")
-    sums, sizes, note = _clusters(x, groups)
+    sums, sizes, note = clusters(x, groups)
     value, n = float(x.mean()), sums.size
     if n == 1:
         return Estimate(value, n=1, level=level, note=note or "one example: no interval")
@@ -360,7 +257,7 @@ def _mean(
     return Estimate(value, min(low, value), max(high, value), n, level, note)
 
 
-def _clusters(x: Array, groups: Sequence[str] | None) -> tuple[Array, Array, str]:
+def clusters(x: Array, groups: Sequence[str] | None) -> tuple[Array, Array, str]:
     """Sums and sizes of the resampled units, and a note where groups were too few to be units."""
     if groups is None:
         return x, np.ones_like(x), ""
@@ -370,7 +267,7 @@ def _clusters(x: Array, groups: Sequence[str] | None) -> tuple[Array, Array, str
     return np.bincount(index, x).astype(np.float64), np.bincount(index).astype(np.float64), ""
 
 
-def _ratio_variance(sums: Array, sizes: Array) -> Array:
+def ratio_variance(sums: Array, sizes: Array) -> Array:
     """[r] variance of sum/size over [r, units], linearised; for units of size 1 it is the usual s^2/n."""
     units, total = sums.shape[1], sizes.sum(1)
     residual = sums - (sums.sum(1) / total)[:, None] * sizes
@@ -381,7 +278,7 @@ def _studentised(
     sums: Array, sizes: Array, level: float, seed: int, resamples: int, bounds: tuple[float, float] | None
 ) -> tuple[float, float]:
     n = sums.size
-    value, error = sums.sum() / sizes.sum(), np.sqrt(_ratio_variance(sums[None], sizes[None])[0])
+    value, error = sums.sum() / sizes.sum(), np.sqrt(ratio_variance(sums[None], sizes[None])[0])
     tail = (1 - level) / 2
     t = special.stdtrit(n - 1, 1 - tail)
     if n >= NORMAL_THEORY_FROM:
@@ -443,24 +340,3 @@ def _shared_counts(n: int, resamples: int, seed: int) -> Array:
 def _counts(rng: np.random.Generator, rows: int, n: int) -> Array:
     index = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
     return np.bincount(index.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-
-
-def _placements(m: Array, n: Array) -> tuple[Array, Array]:
-    """For each member the share of non-members below it, for each non-member the share of members above it."""
-    ordered_m, ordered_n = np.sort(m), np.sort(n)
-    below = np.searchsorted(ordered_n, m, "left") + np.searchsorted(ordered_n, m, "right")
-    above = 2 * m.size - np.searchsorted(ordered_m, n, "left") - np.searchsorted(ordered_m, n, "right")
-    return below / (2 * n.size), above / (2 * m.size)
-
-
-def _newcombe(value: float, m: int, n: int, z: float) -> tuple[float, float]:
-    """Score interval of an AUC: the values that lie within z of their own standard error (Newcombe 2006, method 5)."""
-    half = (m + n) / 2
-    grid = np.linspace(0, 1, 4001)
-    factor = (2 * half - 1) - (3 * half - 3) / ((2 - grid) * (1 + grid))
-    inside = grid[(value - grid) ** 2 <= z**2 * grid * (1 - grid) / (m * n) * factor]
-    # each end is exact to the grid step; rounding outwards keeps the coverage
-    step = float(grid[1])
-    low = value if inside.size == 0 else max(0.0, float(inside.min()) - step)
-    high = value if inside.size == 0 else min(1.0, float(inside.max()) + step)
-    return (0.0 if value == 0 else min(low, value)), (1.0 if value == 1 else max(high, value))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from expunge.audits.base import Estimate, Finding, Plot, Scalar
-from expunge.audits.intervals import auc_interval, roc_curve, tpr_at_fpr
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc_interval, roc_curve, tpr_at_fpr
 from expunge.audits.values import Values
 
 RATES = (0.01, 0.001)

@@ -7,7 +7,7 @@ there, and the fields of its options are the options of that command.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
 
 from expunge.errors import BadInput, Problem
-from expunge.methods.run import METHODS
+from expunge.methods.run import unknown_methods
 from expunge.registry import Registry, near_names
 from expunge.runs.progress import Progress
 
@@ -139,16 +139,6 @@ def read_options(options: type[Chosen], given: Mapping[str, Any]) -> Chosen:
         found = [item for item in found if item["type"] != "too_short" or item["loc"][0] not in wrong]
         problems = [_problem(options, item) for item in found]
         raise BadInput([*problems, *unknown_methods(values.get("methods", ()))]) from None
-
-
-def unknown_methods(methods: Iterable[str]) -> list[Problem]:
-    """Find methods that there are not, to be said along with what else is wrong."""
-    known = METHODS.names()
-    return [
-        Problem("--methods", f"'{name}' is not a method", near_names(name, known))
-        for name in dict.fromkeys(methods)
-        if name not in known
-    ]
 
 
 def _problem(options: type[BenchOptions], item: Mapping[str, Any]) -> Problem:

@@ -14,13 +14,14 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from expunge.audits.classification.average_gap import average_gap, gap_of_means
-from expunge.benchmarks.base import Benchmark, BenchOptions, Flag, unknown_methods
+from expunge.benchmarks.base import Benchmark, BenchOptions, Flag
 from expunge.benchmarks.predictor_data import CLASSIFICATION
 from expunge.benchmarks.predictor_result import PredictorResult
 from expunge.benchmarks.predictor_settings import COMMON
 from expunge.benchmarks.predictor_tables import Distance, Plan, Record, check_plan, run_plan
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import nested
+from expunge.methods.run import unknown_methods
 from expunge.registry import near_names
 from expunge.reports.leaderboard import Column
 from expunge.runs.facts import hardware, now, versions

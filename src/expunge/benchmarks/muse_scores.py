@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from expunge.audits.intervals import auc, tpr_at_fpr
 from expunge.audits.language.membership import min_k_score
 from expunge.audits.language.rouge import is_empty, rouge_l
+from expunge.audits.roc import auc, tpr_at_fpr
 from expunge.tasks.causal_lm import CausalLM
 
 STOPS = ("\n\n", "\nQuestion", "Question:")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from expunge.audits.base import Estimate, Finding
-from expunge.audits.intervals import auc, auc_interval, harmonic_mean, paired_difference, statistic_interval
+from expunge.audits.intervals import harmonic_mean, paired_difference, statistic_interval
 from expunge.audits.language.privleak import privleak
 from expunge.audits.language.truth_ratio import log_truth_ratio
+from expunge.audits.roc import auc, auc_interval
 from expunge.benchmarks.open_unlearning_metrics import DEFAULT_AUC, UTILITY, Metric, Seen, per_example
 from expunge.benchmarks.open_unlearning_names import AREAS, MEANS, our_number
 from expunge.verdict import Verdict

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from expunge.audits.base import Estimate
-from expunge.audits.intervals import SHARE, auc_interval, mean_interval
+from expunge.audits.intervals import SHARE, mean_interval
 from expunge.audits.language.privleak import privleak
 from expunge.audits.language.rouge import is_empty, rouge_l
+from expunge.audits.roc import auc_interval
 from expunge.benchmarks.open_unlearning_folder import Logs
 from expunge.benchmarks.open_unlearning_metrics import DEFAULT_AUC, derived, per_example
 

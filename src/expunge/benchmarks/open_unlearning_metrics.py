@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from expunge.audits.intervals import auc
 from expunge.audits.language.exact_memorization import exact_memorization
 from expunge.audits.language.extraction_strength import extraction_strength
 from expunge.audits.language.membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
@@ -23,6 +22,7 @@ from expunge.audits.language.privleak import privleak
 from expunge.audits.language.probability import normalised_probability
 from expunge.audits.language.rouge import rouge_l
 from expunge.audits.language.truth_ratio import ADDED, log_truth_ratio
+from expunge.audits.roc import auc
 from expunge.benchmarks.open_unlearning_text import Said
 from expunge.tasks.tokens import TokenScores
 

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from expunge.audits.base import Estimate
-from expunge.audits.intervals import SHARE, auc_interval, mean_interval
+from expunge.audits.intervals import SHARE, mean_interval
 from expunge.audits.language.exact_memorization import exact_memorization
 from expunge.audits.language.extraction_strength import extraction_strength
 from expunge.audits.language.membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
+from expunge.audits.roc import auc_interval
 from expunge.benchmarks.muse_data import Corpus
 from expunge.benchmarks.muse_scores import ANSWER_TOKENS, STOPS, VERBATIM_TOKENS, knowledge, verbatim
 from expunge.benchmarks.open_unlearning_metrics import (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import Method, ObjectiveMethod, Run, Unlearned, settle
-from expunge.registry import Registry
+from expunge.registry import Registry, near_names
 from expunge.requests.request import DeletionRequest, check_given
 from expunge.tasks.base import Task
 from expunge.tasks.loading import load_task
@@ -16,6 +16,16 @@ from expunge.tasks.weights import check_values
 from expunge.training.loop import Progress
 
 METHODS: Registry[Method] = Registry("expunge.methods", Method, "method")  # type: ignore[type-abstract]
+
+
+def unknown_methods(methods: Iterable[str]) -> list[Problem]:
+    """Find methods, asked for as ``--methods``, that there are not."""
+    known = METHODS.names()
+    return [
+        Problem("--methods", f"'{name}' is not a method", near_names(name, known))
+        for name in dict.fromkeys(methods)
+        if name not in known
+    ]
 
 
 def unlearn(

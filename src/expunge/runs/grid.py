@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from expunge.errors import BadInput, Problem
 from expunge.methods.base import Method, ObjectiveMethod, nested
-from expunge.methods.run import METHODS
+from expunge.methods.run import METHODS, unknown_methods
 from expunge.registry import near_names
 from expunge.runs.check import Ground, check
 from expunge.runs.progress import Progress
@@ -81,11 +81,7 @@ def plan_sweep(
         raise BadInput(problems)
     chosen = list(dict.fromkeys(methods)) or [base.method]
     known = [name for name in chosen if name in METHODS.names()]
-    problems += [
-        Problem("--methods", f"'{name}' is not a method", near_names(name, METHODS.names()))
-        for name in chosen
-        if name not in known
-    ]
+    problems += unknown_methods(chosen)
     if not seeds:
         problems.append(Problem("--seeds", "are missing", "give at least one"))
     settings = {**{key: [value] for key, value in _flat(base.settings, set(METHODS.names())).items()}, **grid}

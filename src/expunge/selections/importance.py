@@ -39,8 +39,8 @@ Kind = Literal["example", "batch", "fisher"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 # A loss, the targets that it takes, and the weight of every example.
 Weighed = tuple[Loss, Tensor, Tensor]
-# What is to be squared of a batch, from its (B, C) outputs and its targets.
-LossesOf = Callable[[Tensor, Tensor], list[Weighed]]
+# What is to be squared of a batch of examples; asks for its (B, C) outputs only where they matter.
+LossesOf = Callable[[LabelledExamples, Callable[[], Tensor]], list[Weighed]]
 # As many examples are taken at once as hold about this many numbers, and never more than MOST: a larger batch only
 # leaves the processor's cache.
 HELD = 1 << 24
@@ -87,7 +87,7 @@ def squared_gradients(
               instead of summed over; for D numbers the distribution is a Gaussian of variance D/2, whose loss is the
               mean squared error.
         batch_size: of "batch".
-        seed: of the draws.
+        seed: of the draws, which also depend on the example id, and on nothing else.
         passes: of "fisher", the most backward passes per example. With more classes than this, the sum over them is
             estimated without bias along as many random directions: with ``z_c`` = +-1 and ``v = sqrt(p) z - p
             sum_c sqrt(p_c) z_c``, ``E v v^T = diag(p) - p p^T``, the information of the outputs. None: always the sum.
@@ -101,8 +101,7 @@ def squared_gradients(
             batches = [list(range(k, min(k + step, len(encoded)))) for k in range(0, len(encoded), step)]
             return _averaged(parameters, (_gradient(task, encoded.take(b), parameters) for b in batches), len(batches))
         if isinstance(task, Predictor):
-            generator = torch.Generator().manual_seed(seed)
-            return _of_predictor(task, encoded, parameters, partial(_losses, task, kind, generator, passes))
+            return _of_predictor(task, encoded, parameters, partial(_losses, task, kind, seed, passes))
         draws = (_luck(seed, identity) if kind == "fisher" else None for identity in encoded.ids)
         singles = (_gradient(task, encoded.take([i]), parameters, draw) for i, draw in enumerate(draws))
         return _averaged(parameters, singles, len(encoded))
@@ -214,8 +213,8 @@ def _add_by_layers(
     task: Predictor, encoded: LabelledExamples, layers: Layers, losses_of: LossesOf, total: dict[str, Tensor]
 ) -> None:
     for part in chunks(task, encoded, layers.numbers):
-        with recorded_forward(task, part, layers) as (outputs, targets, seen):
-            wanted = losses_of(outputs.detach(), targets)
+        with recorded_forward(task, part, layers) as (outputs, _, seen):
+            wanted = losses_of(part, outputs.detach)
             calls, gradients = calls_in(seen, layers, len(part)), []
             for number, (loss, aims, _) in enumerate(wanted, 1):
                 with torch.enable_grad():
@@ -239,9 +238,7 @@ def _add_mapped(
     weights = sum(p.numel() for p in rest.values())
     mapped = fixed = isinstance(encoded.inputs, Tensor)
     for part in chunks(task, encoded, weights if fixed else HELD):
-        with torch.no_grad():
-            outputs = task.predict(task.batch(part))
-        for loss, aims, share in losses_of(outputs, part.targets.to(task.device)):
+        for loss, aims, share in losses_of(part, partial(_outputs, task, part)):
             if mapped:
                 try:
                     found = _mapped(task, part, aims, rest, loss)
@@ -255,6 +252,11 @@ def _add_mapped(
             for i in range(len(part)):
                 for name, gradient in _single(task, part.take([i]), aims[i : i + 1], rest, loss).items():
                     total[name] += share[i] * gradient.float().square()
+
+
+def _outputs(task: Predictor, part: LabelledExamples) -> Tensor:
+    with torch.no_grad():
+        return task.predict(task.batch(part))
 
 
 def _mapped(
@@ -294,21 +296,27 @@ def _single(
 
 
 def _losses(
-    task: Predictor, kind: Kind, generator: torch.Generator, passes: int | None, outputs: Tensor, targets: Tensor
+    task: Predictor,
+    kind: Kind,
+    seed: int,
+    passes: int | None,
+    part: LabelledExamples,
+    outputs: Callable[[], Tensor],
 ) -> list[Weighed]:
     """Return the losses whose squared gradients are added up."""
-    ones = torch.ones(len(outputs), device=outputs.device)
+    targets, ones = part.targets.to(task.device), torch.ones(len(part), device=task.device)
     if kind == "example":
         return [(task.losses, targets, ones)]
     if task.outcomes is None:
         # The mean squared error of D numbers is the negative log-likelihood of Gaussians of variance D / 2.
         scale = (2 / task.outcome.width) ** 0.5
         return [(partial(_output, k, scale), targets, ones) for k in range(task.outcome.width)]
-    probabilities = torch.softmax(outputs, -1)
+    probabilities = torch.softmax(outputs(), -1)
     if passes is None or task.outcomes <= passes:
         return [(partial(_surprise, c), targets, probabilities[:, c]) for c in range(task.outcomes)]
-    directions = (_direction(probabilities, generator) for _ in range(passes))
-    return [(_along, direction, ones / passes) for direction in directions]
+    size = (passes, task.outcomes)
+    signs = torch.stack([torch.randint(0, 2, size, generator=_luck(seed, identity)) for identity in part.ids], 1)
+    return [(_along, _directions(probabilities, signs[k]), ones / passes) for k in range(passes)]
 
 
 def _output(k: int, scale: float, outputs: Tensor, _: Tensor) -> Tensor:
@@ -319,10 +327,9 @@ def _surprise(label: int, outputs: Tensor, _: Tensor) -> Tensor:
     return -torch.log_softmax(outputs, -1)[:, label]
 
 
-def _direction(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """Return (B, C) directions v with E v v^T = diag(p) - p p^T for (B, C) probabilities."""
-    signs = torch.randint(0, 2, probabilities.shape, generator=generator).to(probabilities) * 2 - 1
-    spread = probabilities.sqrt() * signs
+def _directions(probabilities: Tensor, signs: Tensor) -> Tensor:
+    """Return (B, C) directions v with E v v^T = diag(p) - p p^T, of (B, C) probabilities and fair coins 0 or 1."""
+    spread = probabilities.sqrt() * (signs.to(probabilities) * 2 - 1)
     return spread - probabilities * spread.sum(-1, keepdim=True)
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -35,10 +36,10 @@ from expunge.tasks.scoring import Around, score_each, score_trees, trees_of
 from expunge.tasks.statistics import Statistics, head_rows
 from expunge.tasks.storage import (
     DTYPES,
-    check_complete,
     check_loading,
     first_line,
     is_model,
+    load_complete,
     quiet,
     replacing,
     stored_settings,
@@ -152,16 +153,7 @@ class CausalLM(Task):
     @classmethod
     def _model(cls, path: str | Path, **how: Any) -> Any:
         """Load what the library itself would, and nothing that it had to make up."""
-        try:
-            with quiet():
-                model, info = AutoModelForCausalLM.from_pretrained(
-                    path, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-                    ignore_mismatched_sizes=True, **how,
-                )  # fmt: skip
-        except Exception as error:
-            raise _not_loaded(path, error) from error
-        check_complete(path, info)
-        return model
+        return load_complete(AutoModelForCausalLM, path, partial(_not_loaded, path), **how)
 
     @classmethod
     def check_fit(cls, path: str | Path) -> None:

@@ -48,6 +48,14 @@ class Outcome(ABC):
             raise BadInput(Problem(f"column '{self.column}'", f"is not there; there are {found}", fix))
         return list(examples[self.column][:])
 
+    def _refuse(self, examples: Dataset, values: Sequence[object], wrong: Sequence[int], why: str, fix: str) -> None:
+        """Refuse these examples, if there are any, with what they hold and where they are."""
+        if wrong:
+            kinds = list(dict.fromkeys(repr(values[i]) for i in wrong))
+            where = some(wrong, partial(place, examples))
+            what = f"{len(wrong)} example(s) have {why}: {some(kinds)} ({where})"
+            raise BadInput(Problem(f"column '{self.column}'", what, fix))
+
 
 @dataclass(frozen=True)
 class Classes(Outcome):
@@ -97,31 +105,17 @@ class Classes(Outcome):
         if numbers and all(0 <= label < len(self.names) for label in numbers):
             if all(str(label) in self.names for label in numbers):
                 unclear = [i for i, label in enumerate(labels) if label in numbers and meant[label] is None]
-                self._refuse_unclear(examples, labels, unclear)
+                why = "a number that is the name of one class and the index of another"
+                self._refuse(examples, labels, unclear, why, "give names, as text")
             else:
                 meant |= {label: label for label in numbers}
         elif any(str(label) in self.names for label in numbers):
             meant |= {k: self.names.index(str(k)) if str(k) in self.names else None for k in numbers}
         found = [meant[label] if may else None for label, may in zip(labels, usable, strict=True)]
         wrong = [i for i, index in enumerate(found) if index is None]
-        if wrong:
-            kinds = list(dict.fromkeys(repr(labels[i]) for i in wrong))
-            what = (
-                f"{len(wrong)} example(s) have a label that the model's head does not know: {some(kinds)} "
-                f"({some(wrong, partial(place, examples))})"
-            )
-            known = f"0 to {len(self.names) - 1}, or {some(self.names)}"
-            raise BadInput(Problem(f"column '{self.column}'", what, f"the model's classes are {known}"))
+        fix = f"the model's classes are 0 to {len(self.names) - 1}, or {some(self.names)}"
+        self._refuse(examples, labels, wrong, "a label that the model's head does not know", fix)
         return torch.tensor(found, dtype=torch.int64)
-
-    def _refuse_unclear(self, examples: Dataset, labels: Sequence[object], unclear: Sequence[int]) -> None:
-        if unclear:
-            kinds = list(dict.fromkeys(repr(labels[i]) for i in unclear))
-            what = (
-                f"{len(unclear)} example(s) have a number that is the name of one class and the index of another: "
-                f"{some(kinds)} ({some(unclear, partial(place, examples))})"
-            )
-            raise BadInput(Problem(f"column '{self.column}'", what, "give names, as text"))
 
     def settings(self) -> dict[str, Any]:
         return {"classes": list(self.names)}
@@ -178,13 +172,8 @@ class Numbers(Outcome):
             for i, row in enumerate(rows)
             if len(row) != self.width or not all(isinstance(v, int | float) and math.isfinite(v) for v in row)
         ]
-        if wrong:
-            kinds = list(dict.fromkeys(repr(given[i]) for i in wrong))
-            what = (
-                f"{len(wrong)} example(s) have a target that is not {self.width} finite number(s): {some(kinds)} "
-                f"({some(wrong, partial(place, examples))})"
-            )
-            raise BadInput(Problem(f"column '{self.column}'", what, "correct these examples, or leave them out"))
+        why = f"a target that is not {self.width} finite number(s)"
+        self._refuse(examples, given, wrong, why, "correct these examples, or leave them out")
         values = torch.tensor(rows, dtype=torch.float64).reshape(-1, self.width)
         return (
             (values - torch.tensor(self.centre, dtype=torch.float64)) / torch.tensor(self.scale, dtype=torch.float64)

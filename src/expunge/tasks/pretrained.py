@@ -15,7 +15,7 @@ from expunge.errors import BadInput, Problem
 from expunge.tasks.causal_lm import config_of
 from expunge.tasks.factories import Factory
 from expunge.tasks.outcomes import Classes, Numbers, Outcome, class_names
-from expunge.tasks.storage import by, check_complete, first_line, quiet
+from expunge.tasks.storage import by, first_line, load_complete
 
 WEIGHTS = "model.safetensors"
 # transformers' own words in ``architectures`` for the models that are served, and what loads them.
@@ -49,19 +49,16 @@ def load_pretrained(path: str | Path, **how: Any) -> PreTrainedModel:
     Raises:
         BadInput: no such model, or weights that are missing, of another shape or not safetensors.
     """
-    fix = "give a folder with config.json and *.safetensors, or the name of a model on the hub"
+
+    def not_loaded(error: Exception) -> BadInput:
+        fix = "give a folder with config.json and *.safetensors, or the name of a model on the hub"
+        return BadInput(Problem(f"model {path}", f"cannot be loaded: {first_line(error)}", fix))
+
     try:
         loader = loader_of(config_of(path).to_dict()) or AutoModelForImageClassification
-        with quiet():
-            model, info = loader.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-                ignore_mismatched_sizes=True, **how,
-            )  # fmt: skip
     except Exception as error:
-        raise BadInput(Problem(f"model {path}", f"cannot be loaded: {first_line(error)}", fix)) from error
-    check_complete(path, info)
-    made: PreTrainedModel = model
-    return made
+        raise not_loaded(error) from error
+    return load_complete(loader, path, not_loaded, **how)
 
 
 def load_module(factory: Factory, folder: Path) -> nn.Module:

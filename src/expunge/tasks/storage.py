@@ -6,16 +6,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from expunge.errors import BadInput, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SETTINGS = "expunge.json"
 CARD = "README.md"
@@ -122,16 +125,30 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def check_complete(path: str | Path, info: Mapping[str, Any]) -> None:
-    """Refuse a model that transformers filled with random numbers where the weights on disk do not fit.
+def load_complete(
+    loader: Any, path: str | Path, not_loaded: Callable[[Exception], BadInput], **how: Any
+) -> PreTrainedModel:
+    """Load what transformers itself would, from safetensors only, and nothing that it had to make up.
+
+    It fills in random numbers where the weights on disk do not fit; a model that is audited must be the one on disk.
 
     Args:
-        path: where it was loaded from.
-        info: what ``from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True)`` says.
+        loader: an ``AutoModelFor...`` class.
+        path: folder or hub name.
+        not_loaded: makes the error of a model that cannot be loaded.
+        how: further options of ``from_pretrained``.
 
     Raises:
-        BadInput: weights that are missing, or of another shape than ``config.json`` says.
+        BadInput: no such model, or weights that are missing or of another shape than ``config.json`` says.
     """
+    try:
+        with quiet():
+            model, info = loader.from_pretrained(
+                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+                ignore_mismatched_sizes=True, **how,
+            )  # fmt: skip
+    except Exception as error:
+        raise not_loaded(error) from error
     problems = []
     if absent := sorted(info["missing_keys"]):
         what = f"has no weights for {len(absent)} tensor(s): {', '.join(absent[:3])}"
@@ -143,6 +160,8 @@ def check_complete(path: str | Path, info: Mapping[str, Any]) -> None:
         problems.append(Problem(f"model {path}", what, "put the config.json beside the weights that belongs to them"))
     if problems:
         raise BadInput(problems)
+    made: PreTrainedModel = model
+    return made
 
 
 def by(shape: Iterable[int]) -> str:

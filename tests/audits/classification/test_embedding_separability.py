@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 
 from expunge.audits.classification.embedding_separability import EmbeddingSeparability, probe_scores
-from expunge.audits.intervals import auc
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc
 from expunge.audits.suite import run_one
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.predictor import Predictor

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from expunge.audits.general.lira import Lira, class_logit, draw_halves, lira_scores, logit_confidence
-from expunge.audits.intervals import auc
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc
 from expunge.audits.suite import run_one
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.causal_lm import CausalLM

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.audits.intervals import auc
 from expunge.audits.language.membership import (
     Membership,
     loss_score,
@@ -19,6 +18,7 @@ from expunge.audits.language.membership import (
     zlib_score,
 )
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc
 from expunge.audits.suite import run_one
 from expunge.requests.request import DeletionRequest
 from expunge.tasks.tokens import TokenScores

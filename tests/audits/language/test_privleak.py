@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.audits.intervals import auc, statistic_interval
+from expunge.audits.intervals import statistic_interval
 from expunge.audits.language.privleak import PrivLeak, privleak
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc
 from expunge.audits.suite import run_one
 from expunge.requests.request import DeletionRequest
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
-from expunge.audits.intervals import auc_interval
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc_interval
 from expunge.audits.unseen import TEST, unseen_sets
 from expunge.tasks.kinds import CLASSIFIERS
 from expunge.tasks.predictions import Predictions, joined

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from expunge.audits.base import Audit, AuditConfig, Estimate, Finding, Scalar
-from expunge.audits.intervals import auc, auc_interval, statistic_interval
+from expunge.audits.intervals import statistic_interval
 from expunge.audits.language.membership import min_k_score
 from expunge.audits.observations import Observations
+from expunge.audits.roc import auc, auc_interval
 from expunge.audits.values import Values
 
 Array = NDArray[np.float64]
